@@ -1,0 +1,74 @@
+"""The `dropforge` command: beside the arrows, it asks the daemon by request files and reads what rooms wrote.
+
+Reads    argv                            Writes  stdout (answers), stderr (errors and logs)
+Errors   a DropforgeError becomes one explained error and the exit code its class names; usage errors are 2
+Effects  imports a sub-command's module only when that command is asked for, so --help needs no other room
+"""
+
+import importlib
+import json
+import sys
+
+import click
+
+from core.commands.invocation import common_options
+from core.errors import DropforgeError
+
+VERSION = "0.1.0"
+INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+
+COMMANDS: dict[str, tuple[str, str]] = {}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands live in `core.commands.<module>` as `<name>_command` and are imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"core.commands.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_line) for name, (_, help_line) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, prog_name="dropforge")
+@common_options
+def cli() -> None:
+    """Drop a file into inbox/: it is checked, trained on, judged and, when better, served."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command. Returns the contract's exit code; an explained error never becomes a traceback."""
+    context_json = "--json" in (sys.argv[1:] if argv is None else argv)
+    try:
+        result = cli.main(args=argv, prog_name="dropforge", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except DropforgeError as error:
+        _explain(error, context_json)
+        return error.exit_code
+
+
+def _explain(error: DropforgeError, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"error": error.as_dict()}, ensure_ascii=False))
+    place = f"{error.where}: " if error.where else ""
+    click.echo(f"error: {place}{error.message}", err=True)
+    if error.fix:
+        click.echo(f"  fix: {error.fix}", err=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
