@@ -1,0 +1,1 @@
+"""Shared by every room: torch-free, imports no other room."""
