@@ -137,9 +137,7 @@ def rename_durable(source: Path, target: Path) -> None:
     Raises:
         StorageError: the target exists, the source is gone, or the filesystem refuses.
     """
-    result = _libc.renameat2(
-        _AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE
-    )
+    result = _libc.renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE)
     if result != 0:
         code = ctypes.get_errno()
         happened = code != errno.EEXIST and os.path.lexists(target) and not os.path.lexists(source)

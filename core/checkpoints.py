@@ -92,8 +92,7 @@ def weights_sha256(files: Mapping[str, Mapping[str, Any]], base_sha256: str | No
 def file_entries(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """`{name: {"bytes", "sha256"}}` of the named files, read from the disk."""
     return {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
-        for name in sorted(names)
+        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)} for name in sorted(names)
     }
 
 
@@ -314,9 +313,7 @@ class Catalogue:
         except (JsonError, StorageError):
             return None
         right = manifest.get("schema") == "manifest.v1" and manifest.get("run") == self.run
-        return (
-            Checkpoint(folder, manifest) if right and name == f"checkpoint-{manifest.get('step')}" else None
-        )
+        return Checkpoint(folder, manifest) if right and name == f"checkpoint-{manifest.get('step')}" else None
 
     def _kept_manifests(self) -> list[dict[str, Any]]:
         folder = self._workspace.manifests_dir(self.run)
@@ -339,9 +336,7 @@ def _in_chain_order(manifests: list[dict[str, Any]], folder: Path) -> list[dict[
     while following := children.pop(link, []):
         if len(following) > 1:
             ids = ", ".join(sorted(m["id"] for m in following))
-            raise CheckpointError(
-                f"the chain forks after {link}: {ids}", where=str(folder), fix="dropforge rewind ID"
-            )
+            raise CheckpointError(f"the chain forks after {link}: {ids}", where=str(folder), fix="dropforge rewind ID")
         ordered.append(following[0])
         link = following[0]["id"]
     if children:

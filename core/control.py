@@ -53,9 +53,7 @@ def parse_control(name: str, content: bytes) -> ControlFile:
     if command is None:
         raise ConfigError(f"{name!r} is no control file", fix=f"use one of {', '.join(COMMANDS)}")
     if len(content) > MAX_CONTROL_BYTES:
-        raise ConfigError(
-            f"{name!r} is longer than {MAX_CONTROL_BYTES} bytes", fix="keep control files short"
-        )
+        raise ConfigError(f"{name!r} is longer than {MAX_CONTROL_BYTES} bytes", fix="keep control files short")
     arguments = _arguments(name, content, is_request=command in REQUESTS)
     if command in REQUESTS and command != "rollback" and not isinstance(arguments.get("id"), str):
         raise ConfigError(f'{name!r} needs {{"id": "..."}}', fix=f"dropforge {command} ID writes it for you")
@@ -70,9 +68,7 @@ def _arguments(name: str, content: bytes, *, is_request: bool) -> dict[str, Any]
         try:
             doc = parse_json(text, name)
         except JsonError as error:
-            raise ConfigError(
-                error.message, where=error.where, fix="write strict JSON or plain text"
-            ) from error
+            raise ConfigError(error.message, where=error.where, fix="write strict JSON or plain text") from error
         return dict(doc)
     if is_request:
         raise ConfigError(f"{name!r} is not a JSON object", fix='write {"id": "..."}')

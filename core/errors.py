@@ -1,6 +1,7 @@
 """The one error family: every arrow from inbox to inference server raises these and nothing else on purpose.
 
-An error says what happened (`message`), where (`where`: file, line, field) and the one command or edit that mends it (`fix`).
+An error says what happened (`message`), where (`where`: file, line, field) and the one command or edit that mends it
+(`fix`).
 `code` and `retryable` stand on the class; they are mapped to exit codes and HTTP statuses here and nowhere else.
 """
 

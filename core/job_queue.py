@@ -76,9 +76,7 @@ def new_job_id(last: str | None) -> str:
 
 
 def _job_time(job_id: str) -> datetime.datetime:
-    return datetime.datetime.strptime(job_id.partition("-")[0], "%Y%m%dT%H%M%S%fZ").replace(
-        tzinfo=datetime.UTC
-    )
+    return datetime.datetime.strptime(job_id.partition("-")[0], "%Y%m%dT%H%M%S%fZ").replace(tzinfo=datetime.UTC)
 
 
 def new_verdict(**known: Any) -> dict[str, Any]:  # JSON values
@@ -86,10 +84,7 @@ def new_verdict(**known: Any) -> dict[str, Any]:  # JSON values
     unknown = known.keys() - _VERDICT_DEFAULTS.keys()
     if unknown:
         raise TypeError(f"a verdict has no {sorted(unknown)}")
-    fresh = {
-        key: value.copy() if isinstance(value, dict | list) else value
-        for key, value in _VERDICT_DEFAULTS.items()
-    }
+    fresh = {key: value.copy() if isinstance(value, dict | list) else value for key, value in _VERDICT_DEFAULTS.items()}
     return fresh | known
 
 
@@ -203,9 +198,7 @@ class JobQueue:
         """The largest id ever issued that still has a folder, waiting claims and refused drops included."""
         folders = [self._workspace.lane(lane) for lane in LANES]
         folders += [self._workspace.claim_dir, self._workspace.rejected_dir]
-        names = [
-            name for folder in folders if folder.is_dir() for name in os.listdir(folder) if is_job_id(name)
-        ]
+        names = [name for folder in folders if folder.is_dir() for name in os.listdir(folder) if is_job_id(name)]
         return max(names, default=None)
 
     def put(self, folder: Path, lane: str) -> Job:

@@ -193,9 +193,7 @@ def load_settings(
     try:
         document = read_json(config_file)
     except (JsonError, StorageError) as error:
-        raise ConfigError(
-            error.message, where=error.where or str(config_file), fix=f"mend {config_file}"
-        ) from error
+        raise ConfigError(error.message, where=error.where or str(config_file), fix=f"mend {config_file}") from error
     environment = os.environ if env is None else env
     for path, text, source in _environment(environment) + [_override(item) for item in overrides]:
         _assign(document, path, text, source)
@@ -208,9 +206,7 @@ def settings_from(document: Mapping[str, Any], where: str) -> Settings:
     _refuse_unknown(document, schema, where, "")
     for error in jsonschema_rs.validator_for(schema).iter_errors(document):
         path = ".".join(str(part) for part in error.instance_path)
-        raise ConfigError(
-            f"{path or 'the document'}: {error.message}", where=where, fix=f"mend {path} in {where}"
-        )
+        raise ConfigError(f"{path or 'the document'}: {error.message}", where=where, fix=f"mend {path} in {where}")
     raw = with_defaults(document, schema)
     raw.pop("$schema", None)
     digest = hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
@@ -222,9 +218,7 @@ def load_job_settings(path: Path) -> Settings:
     try:
         return settings_from(read_json(path), str(path))
     except (JsonError, StorageError) as error:
-        raise ConfigError(
-            error.message, where=str(path), fix="dropforge retry JOB_ID writes a new copy"
-        ) from error
+        raise ConfigError(error.message, where=str(path), fix="dropforge retry JOB_ID writes a new copy") from error
 
 
 def config_schema() -> dict[str, Any]:
@@ -259,9 +253,7 @@ def _refuse_unknown(document: Mapping[str, Any], schema: Mapping[str, Any], wher
 
 def _environment(env: Mapping[str, str]) -> list[tuple[list[str], str, str]]:
     names = sorted(name for name in env if name.startswith(ENV_PREFIX) and name not in _NOT_SETTINGS)
-    return [
-        (name.removeprefix(ENV_PREFIX).lower().split("__"), env[name], f"variable {name}") for name in names
-    ]
+    return [(name.removeprefix(ENV_PREFIX).lower().split("__"), env[name], f"variable {name}") for name in names]
 
 
 def _override(item: str) -> tuple[list[str], str, str]:
