@@ -4,6 +4,7 @@ Writes   status/logs/<process>.jsonl, rotated at 10 MB, three old ones kept
 Effects  a log that cannot be written never stops the work; rows, prompts and keys are never logged
 """
 
+import datetime
 import json
 import logging
 import logging.handlers
@@ -11,7 +12,6 @@ import sys
 
 from core.errors import DropforgeError
 from core.paths import Workspace
-from core.status import iso_now
 
 _ROTATE_BYTES = 10_000_000
 _KEEP = 3
@@ -23,7 +23,7 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         doc: dict[str, object] = {
-            "time": iso_now(),
+            "time": datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(),
             "level": record.levelname.lower(),
             "process": record.process,
             "logger": record.name,
