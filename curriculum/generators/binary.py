@@ -1,7 +1,7 @@
 """Arithmetic in circled binary digits: files for the arrow `inbox -> intake` and a held-out suite for the judge.
 
 Writes   FILE.jsonl of spec `binary_v1` with its sidecar FILE.jsonl.meta.json (sidecar first: the inbox never
-         sees the data without it); with --suite a JSON-lines file for `dropforge suite add`, none of whose problems is in FILE.jsonl
+         sees the data without it); with --suite items for `dropforge suite add`, none of them in FILE.jsonl
 Format   user `Compute: leftshift ①⓪①① ①⓪`, assistant `leftshift ①⓪①① ①⓪ = ①⓪①①⓪⓪`; most significant digit first
 Units    operands and results are non-negative integers, widths count digits
 Errors   UsageError (exit 2) when the ranges hold fewer problems than asked for; StorageError (exit 4)

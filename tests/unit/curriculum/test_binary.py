@@ -129,7 +129,8 @@ def test_too_few_problems_on_the_command_line_end_with_exit_code_2_and_write_not
 
 
 def test_the_generator_starts_without_torch(tmp_path: Path) -> None:
-    code = "import sys; from curriculum.generators.binary import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    script = "import sys; from curriculum.generators.binary import main; main(sys.argv[1:])"
+    code = f"{script}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.jsonl")], check=False).returncode == 0
 
 
