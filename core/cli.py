@@ -17,7 +17,34 @@ from core.errors import DropforgeError
 VERSION = "0.1.0"
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 
-COMMANDS: dict[str, tuple[str, str]] = {}
+# verb -> (module in core.commands, what the list of commands says)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "init": ("root", "Make a new root."),
+    "doctor": ("doctor", "Check the machine and the root."),
+    "config": ("root", "Show or check the settings."),
+    "up": ("processes", "Run everything until Ctrl-C."),
+    "daemon": ("processes", "Run the daemon alone."),
+    "monitor": ("processes", "Run the monitor alone."),
+    "serve": ("processes", "Run the inference server alone."),
+    "submit": ("files", "Copy files into the inbox."),
+    "status": ("state", "Say what is going on."),
+    "jobs": ("state", "List dropped files and what became of them."),
+    "retry": ("orders", "Queue a failed or held job again."),
+    "cancel": ("orders", "Take a waiting job out."),
+    "logs": ("state", "Show the logs."),
+    "pause": ("orders", "Pause training."),
+    "resume": ("orders", "Go on after a pause."),
+    "skip": ("orders", "Give the active job up."),
+    "stop": ("orders", "Commit and end the daemon."),
+    "checkpoint": ("orders", "Commit a checkpoint now."),
+    "checkpoints": ("models", "List what is committed."),
+    "leaderboard": ("models", "Show what the judge decided."),
+    "promote": ("orders", "Publish a checkpoint."),
+    "rollback": ("orders", "Serve the previous checkpoint again."),
+    "rewind": ("orders", "Take training back to a checkpoint."),
+    "pin": ("orders", "Keep a checkpoint."),
+    "lineage": ("models", "Trace a checkpoint to its files, or a file to its checkpoints."),
+}
 
 
 class LazyGroup(click.Group):
@@ -63,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _explain(error: DropforgeError, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps({"error": error.as_dict()}, ensure_ascii=False))
+        click.echo(json.dumps({"error": error.as_dict()}))
     place = f"{error.where}: " if error.where else ""
     click.echo(f"error: {place}{error.message}", err=True)
     if error.fix:

@@ -63,12 +63,10 @@ def wait_until() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real data beside the checkout (`$DROPFORGE_SHARED_DATA`, else ../shared/data)."""
-    named = os.environ.get("DROPFORGE_SHARED_DATA")
+    """The folder of real data beside the checkout (`$SHARED_DATA_DIR`, else ../shared/data)."""
+    named = os.environ.get("SHARED_DATA_DIR")
     folder = Path(named) if named else REPOSITORY.parent / "shared" / "data"
-    assert folder.is_dir(), (
-        f"no real data at {folder}: set DROPFORGE_SHARED_DATA to the folder that holds gsm8k/"
-    )
+    assert folder.is_dir(), f"no real data at {folder}: set SHARED_DATA_DIR to the folder that holds gsm8k/"
     return folder
 
 
@@ -78,9 +76,7 @@ def no_leaked_threads() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
     deadline = time.monotonic() + 5.0
-    while leaked := [
-        t for t in threading.enumerate() if t not in before and t.is_alive() and not _harmless(t)
-    ]:
+    while leaked := [t for t in threading.enumerate() if t not in before and t.is_alive() and not _harmless(t)]:
         if time.monotonic() > deadline:
             pytest.fail(f"leaked threads: {[t.name for t in leaked]}")
         time.sleep(0.02)
@@ -95,5 +91,5 @@ def _harmless(thread: threading.Thread) -> bool:
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The developer's own DROPFORGE_* and INFERENCE_* variables never reach a test."""
     for name in list(os.environ):
-        if name.startswith(("DROPFORGE_", "INFERENCE_")) and name != "DROPFORGE_SHARED_DATA":
+        if name.startswith(("DROPFORGE_", "INFERENCE_")):
             monkeypatch.delenv(name)

@@ -6,16 +6,15 @@ Errors   ConfigError when no root is found or the settings are refused
 """
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar  # Any: a JSON document has any shape
+from typing import Any, NoReturn, ParamSpec, TypeVar  # Any: a JSON document has any shape
 
 import click
 
 from core.paths import Workspace, find_root
-from core.settings import Settings, load_settings
+from core.settings import ENV_PREFIX, Settings, load_settings
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,17 +36,15 @@ class Invocation:
         """The merged settings. Raises ConfigError naming the refused key."""
         return load_settings(workspace, self.overrides)
 
-    def child_options(self, workspace: Workspace) -> list[str]:
-        """`--root ROOT` and every `--set`, as a child process of ours takes them."""
-        options = ["--root", str(workspace.root)]
-        for override in self.overrides:
-            options += ["--set", override]
-        return options
+    def environment(self) -> dict[str, str]:
+        """The overrides as variables, so that child processes and theirs take them without a word in their argv."""
+        pairs = (override.partition("=") for override in self.overrides)
+        return {ENV_PREFIX + key.strip().upper().replace(".", "__"): value for key, _, value in pairs}
 
     def show(self, doc: dict[str, Any], lines: Callable[[], None]) -> None:
         """Print the document with --json, else call `lines`, which prints for a person."""
         if self.as_json:
-            click.echo(json.dumps(doc, ensure_ascii=False, indent=1))
+            click.echo(json.dumps(doc, indent=1))
         else:
             lines()
 
@@ -101,6 +98,6 @@ def current() -> Invocation:
     return Invocation(kept.get("root"), tuple(kept.get("overrides", ())), bool(kept.get("as_json")))
 
 
-def on_terminal() -> bool:
-    """Whether a person sees stdout: colours and live views are for a terminal only."""
-    return sys.stdout.isatty()
+def finish(code: int) -> NoReturn:
+    """End the running command with an exit code of the contract."""
+    click.get_current_context().exit(code)

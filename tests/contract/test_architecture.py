@@ -35,9 +35,9 @@ ADAPTERS = {
 CORE_LEVELS = (
     "errors paths",
     "atomic logs gpu",
-    "settings hosts lineage control status job_queue checkpoints",
-    "services formats chat_templates",
-    "validation ledger lineage_tracker",
+    "settings hosts lineage control status job_queue checkpoints drop verdicts provenance",
+    "services formats chat_templates chatml jinja_sandbox tokenizer_files",
+    "validation ledger lineage_tracker verification",
     "daemon commands cli",
 )
 LEVEL = {name: level for level, names in enumerate(CORE_LEVELS) for name in names.split()}
@@ -228,8 +228,6 @@ def test_every_module_opens_with_a_docstring() -> None:
 
 def test_data_rooms_hold_no_python_and_tests_no_package_file() -> None:
     data = [
-        p
-        for room in ("inbox", "queue", "checkpoints", "status", "config")
-        for p in (REPOSITORY / room).rglob("*.py")
+        p for room in ("inbox", "queue", "checkpoints", "status", "config") for p in (REPOSITORY / room).rglob("*.py")
     ]
     assert data + list((REPOSITORY / "tests").rglob("__init__.py")) == []

@@ -1,0 +1,112 @@
+"""Commands about files of rows: hand them over. Beside the arrows: the CLI; `submit` is the arrow into the inbox.
+
+Reads    the named files and their sidecars; queue/ and inbox/rejected/ with --wait
+Writes   inbox/, by core.drop          Units  seconds
+Errors   UsageError for a file that cannot be taken; exit 5 when a file waited for was refused
+"""
+
+import time
+from pathlib import Path
+from typing import Any  # verdicts are JSON
+
+import click
+
+from core.commands.invocation import common_options, current, finish
+from core.commands.output import coloured, say
+from core.drop import Dropped, drop, sidecar_beside
+from core.errors import AnswerNoError, UsageError
+from core.formats import SUFFIXES
+from core.paths import Workspace, display_name
+from core.verdicts import job_ids, verdict_of
+
+_POLL_S = 0.2
+_ENDED = ("done", "rejected", "failed", "held")
+_files_argument = click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+
+
+@click.command("submit")
+@_files_argument
+@click.option("--spec", metavar="ID", help="The spec of the rows, e.g. chat_sft_v1.")
+@click.option("--priority", type=click.Choice(["high", "normal", "low"]), default="normal", show_default=True)
+@click.option("--generator", metavar="ID@VERSION", help="What made the rows.")
+@click.option("--wait", is_flag=True, help="Return when every file is trained or refused (exit 5 then).")
+@common_options
+def submit_command(files: tuple[Path, ...], spec: str | None, priority: str, generator: str | None, wait: bool) -> None:
+    """Copy files into the inbox."""
+    workspace = current().workspace()
+    for path in files:
+        _require_takeable(path)
+    known = job_ids(workspace)
+    facts = _sidecar_facts(spec, priority, generator)
+    dropped = [drop(workspace, path, priority=priority, sidecar=sidecar_beside(path) | facts) for path in files]
+    nothing: list[dict[str, Any] | None] = [None] * len(dropped)
+    verdicts = _wait(workspace, dropped, known) if wait else nothing
+    entries = [
+        {"file": d.path.name, "sha256": d.sha256, "job_id": v["job_id"] if v else None}
+        for d, v in zip(dropped, verdicts, strict=True)
+    ]
+    current().show({"files": entries}, lambda: _show(dropped, verdicts))
+    refused = [v for v in verdicts if v and v["state"] != "done"]
+    if refused:
+        finish(AnswerNoError.exit_code)
+
+
+def _require_takeable(path: Path) -> None:
+    if not path.is_file():
+        raise UsageError("no such file", where=str(path), fix="name an existing file")
+    if not path.name.endswith(tuple(SUFFIXES)) or path.name.startswith("."):
+        raise UsageError("the inbox does not take this name", where=str(path), fix=f"use {' or '.join(SUFFIXES)}")
+
+
+def _sidecar_facts(spec: str | None, priority: str, generator: str | None) -> dict[str, object]:
+    facts: dict[str, object] = {}
+    if spec:
+        facts["spec"] = spec
+    if priority != "normal":
+        facts["priority"] = priority
+    if generator:
+        name, _, version = generator.partition("@")
+        facts |= {"generator_id": name} | ({"generator_version": version} if version else {})
+    return facts
+
+
+def _wait(workspace: Workspace, dropped: list[Dropped], known: set[str]) -> list[dict[str, Any] | None]:
+    """Poll until each dropped file has a final verdict; tells a person of each change of state on stderr."""
+    found: dict[str, dict[str, Any]] = {}
+    last: dict[str, str] = {}
+    wanted = {d.path.name: d.sha256 for d in dropped}
+    while len(found) < len(wanted):
+        for job_id in sorted(job_ids(workspace) - known):
+            verdict = verdict_of(workspace, job_id)
+            name, state = verdict["file"], verdict["state"]
+            if wanted.get(name) != verdict["sha256"]:
+                continue
+            if last.get(name) != state:
+                click.echo(f"{display_name(name)}: {state}", err=True)
+            last[name] = state
+            if state in _ENDED:
+                found[name] = verdict
+                known.add(job_id)
+        time.sleep(_POLL_S)
+    return [found[d.path.name] for d in dropped]
+
+
+def _show(dropped: list[Dropped], verdicts: list[dict[str, Any] | None]) -> None:
+    for file, verdict in zip(dropped, verdicts, strict=True):
+        if verdict is None:
+            say(f"{file.path.name}: in the inbox ({file.bytes} bytes)")
+        else:
+            show_verdict(verdict)
+
+
+def show_verdict(verdict: dict[str, Any]) -> None:
+    """A verdict in the lines a person needs: what, where, how to mend."""
+    state = verdict["state"] or "accepted"
+    click.echo(f"{display_name(str(verdict['file']))}: {coloured(state)} ({verdict['code']}), {verdict['rows']} rows")
+    if verdict["message"]:
+        say(f"  {verdict['message']}")
+    if verdict["fix"]:
+        say(f"  fix: {verdict['fix']}")
+    for issue in verdict["issues"]:
+        lines = ", ".join(str(n) for n in issue["examples"][:5])
+        say(f"  {issue['severity']}: {issue['code']} x{issue['count']}" + (f" (lines {lines})" if lines else ""))

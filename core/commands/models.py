@@ -1,0 +1,113 @@
+"""Commands about checkpoints: what is committed, how they compare, what they saw. Beside the arrows: the CLI.
+
+Reads    checkpoints/<run>/, status/leaderboard.json, status/deployment.json, config/suites/
+Writes   stdout; a folder of the user's choice for export, through a child process
+Errors   NotFoundError for an unknown checkpoint or suite
+"""
+
+import re
+from pathlib import Path
+from typing import Any  # manifests and metrics are JSON
+
+import click
+
+from core.atomic import sha256_file
+from core.checkpoints import Catalogue, ends_job
+from core.commands.invocation import common_options, current
+from core.commands.output import facts, say, table
+from core.paths import Workspace
+from core.provenance import lineage
+from core.status import read_status
+
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+
+
+def _catalogue(workspace: Workspace) -> Catalogue:
+    return Catalogue(workspace, current().settings(workspace).run)
+
+
+@click.command("checkpoints")
+@click.argument("wanted", metavar="[ID]", required=False)
+@common_options
+def checkpoints_command(wanted: str | None) -> None:
+    """List the committed checkpoints of the run, or tell all about one."""
+    catalogue = _catalogue(current().workspace())
+    found = catalogue.committed() if wanted is None else [catalogue.get(wanted)]
+    manifests = [checkpoint.manifest for checkpoint in found]
+    doc = {"checkpoints": manifests}
+    current().show(doc, lambda: _show_checkpoints(manifests) if wanted is None else _show_checkpoint(found[0].manifest))
+
+
+def _show_checkpoints(manifests: list[dict[str, Any]]) -> None:
+    if not manifests:
+        say("no checkpoints yet: the trainer imports the base at its first start")
+        return
+    rows = [[m["id"], m["step"], m["created_at"][:19], _files_line(m), m["train_loss"]] for m in manifests]
+    table(("checkpoint", "step", "committed", "trained since its parent", "loss"), rows)
+
+
+def _files_line(manifest: dict[str, Any]) -> str:
+    if manifest["parent"] is None:
+        return f"the base, {manifest['base']['name']}"
+    line = ", ".join(str(job["file"]) for job in manifest["jobs"])
+    return line if ends_job(manifest) else f"{line} (in the middle)"
+
+
+def _show_checkpoint(manifest: dict[str, Any]) -> None:
+    plain = ("id", "step", "run", "parent", "created_at", "profile", "train_loss")
+    base = f"{manifest['base']['name']} {manifest['base']['sha256'][:12]}"
+    size_bytes = sum(entry["bytes"] for entry in manifest["files"].values())
+    facts([*((key, manifest[key]) for key in plain), ("base", base), ("bytes that travel", size_bytes)])
+    for job in manifest["jobs"]:
+        passes = job["rows_train"] * job["epochs"]
+        say(f"trained  {job['file']}: {job['rows_trained']} of {passes} row passes ({job['generator']})")
+
+
+@click.command("leaderboard")
+@common_options
+def leaderboard_command() -> None:
+    """Show what the judge measured and decided for each candidate."""
+    workspace = current().workspace()
+    doc = read_status(workspace.status_file("leaderboard.json")) or {"serving": None, "candidates": []}
+    current().show(doc, lambda: _show_leaderboard(doc))
+
+
+def _show_leaderboard(doc: dict[str, Any]) -> None:
+    say(f"serving: {doc.get('serving') or 'nothing yet'}")
+    if not doc["candidates"]:
+        say("no candidate has been judged yet")
+        return
+    rows = []
+    for candidate in doc["candidates"]:
+        suites = "  ".join(f"{name} {_score(s)}" for name, s in (candidate.get("suites") or {}).items())
+        rows.append([candidate["id"], candidate["decision"], candidate.get("p_value"), suites, candidate.get("reason")])
+    table(("checkpoint", "decision", "p", "suites", "reason"), rows)
+
+
+def _score(suite: dict[str, Any]) -> str:
+    value = suite.get("value")
+    return f"{suite.get('metric')} {value:.4g} (n {suite.get('n')})" if isinstance(value, int | float) else "-"
+
+
+@click.command("lineage")
+@click.argument("wanted", metavar="CHECKPOINT|FILE-OR-SHA256")
+@common_options
+def lineage_command(wanted: str) -> None:
+    """Name the files a checkpoint has seen, or the checkpoints that have seen a file."""
+    workspace = current().workspace()
+    path = Path(wanted)
+    name = sha256_file(path) if not _SHA256.fullmatch(wanted) and path.is_file() else wanted
+    doc = lineage(workspace, current().settings(workspace).run, name)
+    current().show(doc, lambda: _show_lineage(doc))
+
+
+def _show_lineage(doc: dict[str, Any]) -> None:
+    if "checkpoint" in doc:
+        say(f"checkpoint {doc['checkpoint']} has seen {len(doc['files'])} files, in this order:")
+    else:
+        say(f"file {doc['file']}:")
+    rows = [[f["file"], f["rows_trained"], f["generator"], str(f["sha256"])[:12], f["job_id"]] for f in doc["files"]]
+    if rows:
+        table(("file", "row passes", "generator", "sha256", "job"), rows)
+    say(f"{'chain' if 'checkpoint' in doc else 'seen by'}: {', '.join(doc['checkpoints']) or 'no checkpoint'}")
+    say(f"served now: {doc['served'] or 'none of these'}")

@@ -1,0 +1,151 @@
+"""Commands that ask the daemon for something by a file in inbox/control/. Beside the arrows: the CLI.
+
+Reads    status/control.json, for --wait          Writes  inbox/control/, never a job and never a checkpoint
+Errors   NotFoundError before anything is written when the named job or checkpoint does not exist; DeadlineError
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any  # status documents are JSON
+
+import click
+
+from core.checkpoints import Catalogue
+from core.commands.invocation import common_options, current
+from core.commands.output import say
+from core.control import write_command, write_request
+from core.errors import DeadlineError
+from core.job_queue import JobQueue
+from core.paths import Workspace
+from core.status import read_status
+
+_POLL_S = 0.1
+_WAIT_S = 600.0  # an optimizer step of a large model and a commit fit into it
+
+
+def _order(command: str, wait: bool, **arguments: object) -> None:
+    """Write a bare command; with `wait`, return when the daemon says it has taken effect."""
+    workspace = current().workspace()
+    before = _acknowledged(workspace)
+    write_command(workspace, command, **arguments)
+    acknowledged = _wait_for(workspace, command, before) if wait else None
+    doc = {"command": command, "acknowledged": acknowledged}
+    current().show(doc, lambda: say(_order_line(command, acknowledged)))
+
+
+def _order_line(command: str, acknowledged: dict[str, Any] | None) -> str:
+    if acknowledged is None:
+        return f"{command}: asked for; the daemon obeys after the current optimizer step"
+    return f"{command}: done at step {acknowledged.get('step')}, checkpoint {acknowledged.get('checkpoint') or '-'}"
+
+
+def _acknowledged(workspace: Workspace) -> dict[str, Any]:
+    return read_status(workspace.status_file("control.json")) or {}
+
+
+def _wait_for(workspace: Workspace, command: str, before: dict[str, Any]) -> dict[str, Any]:
+    """Poll control.json for a newer acknowledgement of this command. Raises DeadlineError."""
+    deadline = time.monotonic() + _WAIT_S
+    while time.monotonic() < deadline:
+        seen = _acknowledged(workspace)
+        fresh = seen.get("seen_at") != before.get("seen_at") or not before.get("effective_at")
+        if seen.get("command") == command and fresh and seen.get("effective_at"):
+            return seen
+        time.sleep(_POLL_S)
+    raise DeadlineError(
+        f"{command} was not obeyed within {_WAIT_S:g} s", fix="dropforge status says whether the daemon runs"
+    )
+
+
+def _request(verb: str, wanted: str | None) -> None:
+    """Write a request file and say where."""
+    workspace = current().workspace()
+    arguments = {} if wanted is None else {"id": wanted}
+    name = write_request(workspace, verb, **arguments)
+    doc = {"request": verb, "file": f"inbox/control/{name}", **arguments}
+    current().show(doc, lambda: say(f"{verb} {wanted or ''}".rstrip() + ": asked for; dropforge status shows when"))
+
+
+def _checkpoint_id(wanted: str) -> str:
+    workspace = current().workspace()
+    return Catalogue(workspace, current().settings(workspace).run).get(wanted).id
+
+
+def _job_id(wanted: str) -> str:
+    return JobQueue(current().workspace()).find(wanted).job_id
+
+
+wait_option = click.option("--wait", is_flag=True, help="Return when it has taken effect.")
+reason_option = click.option("--reason", metavar="R", default="", help="Why, for status and logs.")
+
+
+@click.command("pause")
+@reason_option
+@click.option("--release-gpu", is_flag=True, help="Unload the model too, so that the GPU's memory is free.")
+@wait_option
+@common_options
+def pause_command(reason: str, release_gpu: bool, wait: bool) -> None:
+    """Pause training after the current optimizer step; files are still taken in."""
+    _order("pause", wait, reason=reason, release_gpu=release_gpu)
+
+
+@click.command("resume")
+@wait_option
+@common_options
+def resume_command(wait: bool) -> None:
+    """Go on after a pause."""
+    _order("resume", wait)
+
+
+@click.command("skip")
+@reason_option
+@wait_option
+@common_options
+def skip_command(reason: str, wait: bool) -> None:
+    """Send the active job to failed/ and take its training back."""
+    _order("skip", wait, reason=reason)
+
+
+@click.command("stop")
+@reason_option
+@wait_option
+@common_options
+def stop_command(reason: str, wait: bool) -> None:
+    """Commit a checkpoint and end the daemon."""
+    _order("stop", wait, reason=reason)
+
+
+@click.command("checkpoint")
+@wait_option
+@common_options
+def checkpoint_command(wait: bool) -> None:
+    """Commit a checkpoint now."""
+    _order("checkpoint", wait)
+
+
+def _request_command(verb: str, help_text: str, argument: str, find: Callable[[str], str]) -> click.Command:
+    @click.command(verb, help=help_text)
+    @click.argument("wanted", metavar=argument)
+    @common_options
+    def command(wanted: str) -> None:
+        _request(verb, find(wanted))
+
+    return command
+
+
+retry_command = _request_command("retry", "Queue a failed or held job again, under its id.", "JOB_ID", _job_id)
+cancel_command = _request_command("cancel", "Take a waiting job out of the queue.", "JOB_ID", _job_id)
+promote_command = _request_command(
+    "promote", "Publish a checkpoint whatever the judge said (its gate still decides).", "ID", _checkpoint_id
+)
+rewind_command = _request_command(
+    "rewind", "Take training back to a checkpoint; later jobs are queued again.", "ID", _checkpoint_id
+)
+pin_command = _request_command("pin", "Keep a checkpoint from being removed.", "ID", _checkpoint_id)
+
+
+@click.command("rollback")
+@common_options
+def rollback_command() -> None:
+    """Serve the previously served checkpoint again; training is not touched."""
+    _request("rollback", None)

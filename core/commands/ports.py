@@ -1,0 +1,63 @@
+"""Whether the ports of the settings are free, asked before anything is started. Beside the arrows: the CLI.
+
+Reads    the network stack: binds each port for an instant          Units  seconds
+Errors   ConfigError, one line, naming the setting that holds the taken port
+"""
+
+import errno
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from core.errors import ConfigError
+from core.settings import Settings
+
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a process will listen, and the setting that says so."""
+
+    host: str
+    port: int
+    setting: str
+
+
+def addresses(settings: Settings, *, serve: bool = True, monitor: bool = True) -> list[Address]:
+    """What the inference server and the monitor will bind."""
+    inference = [Address(settings.inference.host, settings.inference.port, "inference.port")] if serve else []
+    watched = [Address(settings.monitor.host, port, "monitor.ports") for port in settings.monitor.ports]
+    return [*inference, *(watched if monitor else [])]
+
+
+def problem(address: Address) -> str | None:
+    """Why the address cannot be bound, or None."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free for a server
+        try:
+            probe.bind((address.host, address.port))
+        except OSError as error:
+            taken = error.errno == errno.EADDRINUSE
+            return "is taken by another process" if taken else f"cannot be used: {error.strerror}"
+    return None
+
+
+def require_free(wanted: Sequence[Address], wait_s: float) -> None:
+    """Return when every address is free, waiting `wait_s` seconds for an earlier instance to let go.
+
+    Raises:
+        ConfigError: one is not; names the port and its setting.
+    """
+    deadline = time.monotonic() + wait_s
+    while refused := [(address, why) for address in wanted if (why := problem(address))]:
+        if time.monotonic() >= deadline:
+            address, why = refused[0]
+            raise ConfigError(
+                f"port {address.port} on {address.host} {why}",
+                where=address.setting,
+                fix=f"choose another with --set {address.setting}=... or in config.json",
+            )
+        time.sleep(_POLL_S)

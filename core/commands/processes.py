@@ -1,0 +1,145 @@
+"""Commands that run processes in the foreground: one of them, or all under one supervisor. Beside the arrows: the CLI.
+
+Reads    config.json, config/hosts.json          Writes  status/logs/{serve,monitor}.out, what those processes print
+Errors   ConfigError for a taken port; AlreadyRunningError when a daemon holds this root
+Effects  `daemon`, `serve`, `monitor` replace this process; `up` starts the three as children and forks from its main
+         thread only, so that they end with it
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from core.commands.invocation import common_options, current, finish
+from core.commands.ports import addresses, require_free
+from core.daemon.pid_manager import InstanceLock
+from core.daemon.supervisor import ChildExit, ChildSpec, Restart, Supervisor
+from core.errors import AlreadyRunningError, ConfigError, StorageError, UsageError
+from core.paths import Workspace
+from core.settings import Settings
+
+_TICK_S = 0.1
+_PORT_WAIT_S = 5.0  # an earlier instance that is ending lets go within it
+_DAEMON_GRACE_S = 300.0  # the step, the commit of a large model and its fsync
+_SERVER_GRACE_S = 120.0  # how long --exit-when-idle waits for a server that is loading its first model
+_FINAL_CODES = (UsageError.exit_code, AlreadyRunningError.exit_code, StorageError.exit_code)
+
+
+def _foreground(module: str, *options: str) -> None:
+    """Become `python -m module`: signals reach it directly and its exit code is ours."""
+    workspace = current().workspace()
+    current().settings(workspace)
+    environment = os.environ | current().environment()
+    argv = [sys.executable, "-m", module, "--root", str(workspace.root), *options]
+    sys.stdout.flush()
+    os.execve(sys.executable, argv, environment)  # noqa: S606  # no shell wanted: argv is a list of ours
+
+
+@click.command("daemon")
+@click.option("--exit-when-idle", is_flag=True, help="End with 0 when nothing is left to do.")
+@common_options
+def daemon_command(exit_when_idle: bool) -> None:
+    """Run the daemon alone: it takes files in, trains, judges and publishes."""
+    _foreground("core.daemon", *(["--exit-when-idle"] if exit_when_idle else []))
+
+
+@click.command("serve")
+@common_options
+def serve_command() -> None:
+    """Run the inference server alone, as a second host does."""
+    _foreground("inference")
+
+
+@click.command("monitor")
+@common_options
+def monitor_command() -> None:
+    """Run the monitor alone: the page and its API."""
+    _foreground("monitoring")
+
+
+@click.command("up")
+@click.option("--exit-when-idle", is_flag=True, help="End with 0 when nothing is left to do.")
+@common_options
+def up_command(exit_when_idle: bool) -> None:
+    """Run daemon, inference server and monitor until SIGINT or SIGTERM."""
+    workspace = current().workspace()
+    settings = current().settings(workspace)
+    _require_ports(workspace, settings)
+    options = ["--exit-when-idle", "--server-grace-s", f"{_SERVER_GRACE_S:g}"] if exit_when_idle else []
+    specs = child_specs(workspace, current().environment(), options)
+    click.echo(f"answers  http://{settings.inference.host}:{settings.inference.port}/v1", err=True)
+    click.echo(f"monitor  http://{settings.monitor.host}:{settings.monitor.ports[0]}/", err=True)
+    click.echo(f"drop files into {workspace.inbox}; Ctrl-C ends it", err=True)
+    code = Up(Supervisor(specs)).run()
+    finish(code)
+
+
+def _require_ports(workspace: Workspace, settings: Settings) -> None:
+    """Raise AlreadyRunningError rather than ConfigError when it is our own daemon that sits there."""
+    try:
+        require_free(addresses(settings), _PORT_WAIT_S)
+    except ConfigError:
+        InstanceLock.acquire(workspace.lock_file, wait_s=0.0).release()
+        raise
+
+
+def child_specs(workspace: Workspace, environment: dict[str, str], daemon_options: list[str]) -> list[ChildSpec]:
+    """What `up` runs. Only the daemon's end ends `up`; the others are started again, whatever they end with."""
+
+    def spec(name: str, module: str, restart: Restart, output: Path | None, *options: str) -> ChildSpec:
+        argv = (sys.executable, "-m", module, "--root", str(workspace.root), *options)
+        grace_s = _DAEMON_GRACE_S if output is None else 20.0
+        return ChildSpec(name, argv, restart, environment, output=output, stop_grace_s=grace_s, fatal_after=None)
+
+    return [
+        spec("serve", "inference", Restart.ALWAYS, workspace.logs_dir / "serve.out"),
+        spec("monitor", "monitoring", Restart.ALWAYS, workspace.logs_dir / "monitor.out"),
+        spec("daemon", "core.daemon", Restart.ON_FAILURE, None, *daemon_options),
+    ]
+
+
+class Up:
+    """The loop of `up`: starts the children, passes the wish to stop on, ends when the daemon has ended."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._wishes_seen = 0
+        self._wishes = 0
+        self._code: int | None = None
+
+    def run(self) -> int:
+        """Return the exit code: the daemon's own, 0 after a wished stop."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+        for child in self._supervisor:
+            child.start(time.monotonic())
+        while not self.tick(time.monotonic()):
+            time.sleep(_TICK_S)
+        return self._code or 0
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._wishes += 1
+
+    def tick(self, now: float) -> bool:
+        """Look once. Returns True when everything has ended."""
+        for ended in self._supervisor.tick(now):
+            self._after(ended, now)
+        if self._wishes > self._wishes_seen:
+            self._wishes_seen = self._wishes
+            self._end(0, now) if self._code is None else self._supervisor.kill_all()
+        return self._code is not None and self._supervisor.at_rest
+
+    def _after(self, ended: ChildExit, now: float) -> None:
+        if ended.name == "daemon" and (ended.returncode == 0 or ended.returncode in _FINAL_CODES):
+            self._end(ended.returncode, now)
+        elif ended.returncode != 0 and not ended.asked:
+            click.echo(f"{ended.name}: {self._supervisor[ended.name].reason}; starting it again", err=True)
+
+    def _end(self, code: int, now: float) -> None:
+        self._code = code if self._code is None else self._code
+        self._supervisor.stop_all(now)

@@ -1,0 +1,225 @@
+"""Commands that say what is going on, from status/, queue/ and the logs. Beside the arrows: the CLI.
+
+Reads    status/*.json, queue/, inbox/rejected/, status/logs/          Writes  stdout only
+Errors   NotFoundError for an unknown job or log
+Effects  none: asking never touches a process, and no torch is loaded
+"""
+
+import json
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any  # status documents and verdicts are JSON
+
+import click
+
+from core.commands.invocation import common_options, current
+from core.commands.output import coloured, facts, on_terminal, say, table
+from core.errors import NotFoundError
+from core.paths import Workspace, display_name
+from core.status import STALE_AFTER_S, age_s, read_status
+from core.verdicts import all_verdicts, verdict_of
+
+_REFRESH_S = 1.0
+_FOLLOW_S = 0.2
+
+
+def _status(workspace: Workspace) -> dict[str, Any]:
+    def read(name: str) -> dict[str, Any] | None:
+        return read_status(workspace.status_file(name))
+
+    return {
+        "daemon": read("daemon.json"),
+        "training": read("training_status.json"),
+        "deployment": read("deployment.json"),
+    }
+
+
+@click.command("status")
+@click.option("--watch", is_flag=True, help="Show it again every second until Ctrl-C.")
+@common_options
+def status_command(watch: bool) -> None:
+    """Say what the daemon, the trainer and the server are doing."""
+    workspace = current().workspace()
+    while True:
+        doc = _status(workspace)
+        if watch and on_terminal():
+            click.clear()
+        current().show(doc, lambda doc=doc: _show_status(workspace, doc))  # type: ignore[misc]  # bound at once
+        if not watch:
+            return
+        time.sleep(_REFRESH_S)
+
+
+def _show_status(workspace: Workspace, doc: dict[str, Any]) -> None:
+    daemon, training, deployment = doc["daemon"] or {}, doc["training"] or {}, doc["deployment"] or {}
+    facts(
+        [
+            ("root", workspace.root),
+            ("daemon", _daemon_line(daemon)),
+            ("why", daemon.get("reason")),
+            ("queue", ", ".join(f"{lane} {n}" for lane, n in (daemon.get("queue") or {}).items() if n) or "empty"),
+            ("training", _training_line(training)),
+            ("serving", _serving_line(deployment)),
+        ]
+    )
+    for ignored in daemon.get("ignored") or []:
+        say(f"ignored  {_ignored_line(ignored)}")
+    for name, child in (daemon.get("children") or {}).items():
+        say(f"child    {name} {child.get('state')} pid {child.get('pid')} restarts {child.get('restarts')}")
+
+
+def _ignored_line(ignored: object) -> str:
+    if isinstance(ignored, dict):
+        return f"{ignored.get('file') or ignored.get('name')}: {ignored.get('reason')}"
+    return str(ignored)
+
+
+def _daemon_line(daemon: dict[str, Any]) -> str:
+    if not daemon:
+        return "not started in this root (dropforge up)"
+    state, age = str(daemon.get("state")), age_s(daemon.get("heartbeat"))
+    if state != "stopped" and age is not None and age > STALE_AFTER_S:
+        return f"{state}, but no heartbeat for {age:.0f} s: it is probably dead (dropforge up starts it again)"
+    return state if state == "stopped" else f"{state} (pid {daemon.get('pid')})"
+
+
+def _training_line(training: dict[str, Any]) -> str | None:
+    if not training:
+        return None
+    parts = [str(training.get("status"))]
+    if training.get("current_file"):
+        parts.append(str(training["current_file"]))
+    if training.get("current_step") is not None:
+        parts.append(f"step {training['current_step']} of {training.get('total_steps') or '?'}")
+    for name, unit in (("loss", ""), ("tokens_per_sec", " tokens/s"), ("eta_s", " s left")):
+        value = training.get(name)
+        if isinstance(value, int | float):
+            parts.append(f"{'loss ' if name == 'loss' else ''}{value:.4g}{unit}")
+    return ", ".join(parts)
+
+
+def _serving_line(deployment: dict[str, Any]) -> str | None:
+    if not deployment:
+        return None
+    if not deployment.get("ok", True):
+        return f"{deployment.get('serving') or 'unknown'} (server does not answer: {deployment.get('error')})"
+    return f"{deployment.get('serving') or 'nothing yet'} at {deployment.get('url')}"
+
+
+@click.command("jobs")
+@click.argument("job_id", required=False)
+@common_options
+def jobs_command(job_id: str | None) -> None:
+    """List every dropped file and what became of it, or tell all about one job."""
+    workspace = current().workspace()
+    if job_id is None:
+        jobs = all_verdicts(workspace)
+        current().show({"jobs": jobs}, lambda: _show_jobs(jobs))
+    else:
+        verdict = verdict_of(workspace, job_id)
+        current().show({"jobs": [verdict]}, lambda: _show_job(verdict))
+
+
+def _show_jobs(jobs: list[dict[str, Any]]) -> None:
+    if not jobs:
+        say("no jobs yet: drop a *.jsonl file into inbox/")
+        return
+    columns = ("job", "file", "state", "code", "rows", "checkpoint", "served")
+    table(columns, [[j["job_id"], j["file"], j["state"], j["code"], j["rows"], j["checkpoint"], _yes(j)] for j in jobs])
+
+
+def _yes(job: dict[str, Any]) -> str:
+    return "yes" if job.get("served") else ""
+
+
+def _show_job(verdict: dict[str, Any]) -> None:
+    say(f"{verdict['file']}: {verdict['state']} ({verdict['code']})")
+    if verdict["message"]:
+        say(f"  {verdict['message']}")
+    if verdict["fix"]:
+        say(f"  fix: {verdict['fix']}")
+    shown = ("file", "state", "code", "message", "fix", "schema")
+    facts([(key, _compact(value)) for key, value in verdict.items() if key not in shown and value not in (None, [])])
+
+
+def _compact(value: object) -> object:
+    return json.dumps(value) if isinstance(value, dict | list) else value
+
+
+@click.command("logs")
+@click.argument("name", required=False)
+@click.option("-f", "--follow", is_flag=True, help="Go on as lines are written, until Ctrl-C.")
+@click.option("-n", "--lines", type=click.IntRange(0), default=50, show_default=True, help="Lines from the end.")
+@common_options
+def logs_command(name: str | None, follow: bool, lines: int) -> None:
+    """Show the logs of every process, or of one (daemon, trainer, inference, ...)."""
+    folder = current().workspace().logs_dir
+    paths = _log_files(folder, name)
+    for line in sorted(_tails(paths, lines), key=_time_of)[-lines:] if lines else []:
+        _show_log_line(line)
+    if follow:
+        for line in _followed(paths, folder, name):
+            _show_log_line(line)
+
+
+def _log_files(folder: Path, name: str | None) -> list[Path]:
+    known = sorted(folder.glob("*.jsonl"))
+    if name is None:
+        return known
+    found = [path for path in known if path.stem == name]
+    if not found:
+        there = ", ".join(path.stem for path in known) or "none yet"
+        raise NotFoundError(f"no log called {name!r}", where=str(folder), fix=f"one of: {there}")
+    return found
+
+
+def _tails(paths: list[Path], lines: int) -> Iterator[str]:
+    for path in paths:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            yield from deque(file, maxlen=lines)
+
+
+def _time_of(line: str) -> str:
+    return str(_record(line).get("time", ""))
+
+
+def _record(line: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return {"message": line.rstrip("\n")}
+    return record if isinstance(record, dict) else {"message": line.rstrip("\n")}
+
+
+def _show_log_line(line: str) -> None:
+    if current().as_json:
+        click.echo(line.rstrip("\n"))
+        return
+    record = _record(line)
+    level = str(record.get("level", "info"))
+    logger, message = str(record.get("logger", "")), display_name(str(record.get("message", "")))
+    mark = {"error": "FAIL", "critical": "FAIL", "warning": "WARN"}.get(level)
+    shown = click.style(level, fg="red" if mark == "FAIL" else "yellow") if mark else level
+    click.echo(f"{str(record.get('time', ''))[:19]} {shown} {coloured(logger)}: {message}")
+    if record.get("exception"):
+        click.echo("\n".join(display_name(part) for part in str(record["exception"]).splitlines()))
+
+
+def _followed(paths: list[Path], folder: Path, name: str | None) -> Iterator[str]:
+    """Yield lines as they are written; a rotated or new file is read from its start."""
+    places = {path: (path.stat().st_ino, path.stat().st_size) for path in paths}
+    while True:
+        time.sleep(_FOLLOW_S)
+        for path in sorted(folder.glob(f"{name or '*'}.jsonl")):
+            inode, offset = places.get(path, (None, 0))
+            facts_now = path.stat()
+            if inode != facts_now.st_ino or facts_now.st_size < offset:
+                offset = 0
+            with path.open("rb") as file:
+                file.seek(offset)
+                data = file.read()
+            whole = data[: data.rfind(b"\n") + 1]
+            places[path] = (facts_now.st_ino, offset + len(whole))
+            yield from whole.decode("utf-8", "replace").splitlines()

@@ -1,0 +1,67 @@
+"""What became of every dropped file: the read side of queue/ and inbox/rejected/ for people (beside all arrows).
+
+Reads    queue/<lane>/<job_id>/verdict.json, inbox/.claim/, inbox/rejected/     Writes  nothing
+Errors   NotFoundError for a job that has no folder; a damaged verdict is shown by what its folder says, never raised
+Used by  the CLI and the monitor, so that both print the same
+"""
+
+import os
+from pathlib import Path
+from typing import Any  # verdicts are JSON documents of config/schemas/verdict.schema.json
+
+from core.atomic import read_json
+from core.errors import JsonError, NotFoundError, StorageError
+from core.job_queue import VERDICT_FILE, is_job_id, new_verdict
+from core.paths import LANES, WAITING_LANES, Workspace
+
+# For a waiting or active job the lane is the truth; an ended one states itself.
+_STATE_OF_LANE = dict.fromkeys(WAITING_LANES, "queued") | {"active": "active"}
+
+
+def all_verdicts(workspace: Workspace) -> list[dict[str, Any]]:
+    """The verdict of every job that has a folder, oldest first."""
+    found = {folder.name: (folder, state) for folder, state in _folders(workspace)}
+    return [_verdict(*found[job_id]) for job_id in sorted(found)]
+
+
+def job_ids(workspace: Workspace) -> set[str]:
+    """The ids of all jobs that have a folder, without reading them."""
+    return {folder.name for folder, _state in _folders(workspace)}
+
+
+def verdict_of(workspace: Workspace, job_id: str) -> dict[str, Any]:
+    """One job's verdict. Raises NotFoundError."""
+    if is_job_id(job_id):
+        for parent, state in _places(workspace):
+            folder = parent / job_id
+            if folder.is_dir():
+                return _verdict(folder, state)
+    raise NotFoundError(f"no job {job_id!r}", fix="dropforge jobs lists them")
+
+
+def _places(workspace: Workspace) -> list[tuple[Path, str | None]]:
+    """Every folder that holds job folders, in the order a job passes through them, and the state it stands for."""
+    lanes = [(workspace.lane(lane), _STATE_OF_LANE.get(lane)) for lane in LANES]
+    return [(workspace.claim_dir, "queued"), *lanes, (workspace.rejected_dir, None)]
+
+
+def _folders(workspace: Workspace) -> list[tuple[Path, str | None]]:
+    found = []
+    for parent, state in _places(workspace):
+        try:
+            names = [name for name in os.listdir(parent) if is_job_id(name)]
+        except FileNotFoundError:
+            continue
+        found += [(parent / name, state) for name in names]
+    return found
+
+
+def _verdict(folder: Path, state: str | None) -> dict[str, Any]:
+    try:
+        verdict = read_json(folder / VERDICT_FILE)
+    except (JsonError, StorageError) as error:
+        fallback = folder.parent.name if state is None else state
+        verdict = new_verdict(job_id=folder.name, state=fallback, message=f"no readable verdict: {error.message}")
+    if state is not None:
+        verdict["state"] = state
+    return verdict
