@@ -1,0 +1,348 @@
+"""Rows to token ids and label mask: the one implementation that gates, trainer, judge and server use (all arrows).
+
+Reads    tokenizer.json, tokenizer_config.json, special_tokens_map.json, generation_config.json, config.json and
+         chat_template.jinja of a model folder       Writes   nothing
+Format   ids int32, mask bool over ids: True where the model is trained (the assistant's text and its end token)
+Errors   ModelError when the folder has no usable tokenizer; TemplateRefusedError when one chat cannot be rendered
+Effects  none; an encoder may be shared by threads
+
+Ids and mask equal transformers' `apply_chat_template(..., return_assistant_tokens_mask=True)` with the same template,
+except that the text of a special token inside a message stays text. Templates that are not prefix-stable, or that
+write thoughts nobody dropped, are replaced by our ChatML with the same special tokens (`template_source`).
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any  # tokenizers of two libraries; JSON documents
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+from core.chatml import TurnMarks, chatml_template, render_chatml
+from core.errors import ModelError
+from core.jinja_sandbox import ChatTemplate, Message, TemplateRefusedError
+from core.tokenizer_files import SpecialTokens, TokenizerFiles
+
+_VERSION = "labels.v1"  # part of every fingerprint: change it when ids or masks change
+_NONCHARACTERS = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))  # never text: Unicode keeps them for such use
+_PROBE: tuple[Message, ...] = (
+    {"role": "user", "content": "first question"},
+    {"role": "assistant", "content": "first answer"},
+    {"role": "user", "content": "second question"},
+    {"role": "assistant", "content": "second answer"},
+)
+
+TrainingRow = Mapping[str, Any]  # {"messages": [...]} or {"text": ...}
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """One row in tokens. Shapes: ids_T int32, mask_T bool."""
+
+    ids: NDArray[np.int32]
+    mask: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    """A chat as text, the character spans that are trained, and where special tokens' texts are only text."""
+
+    text: str
+    spans: list[Span]
+    quoted: list[int]
+
+
+class ChatEncoder:
+    """A tokenizer with the chat template that training and serving use.
+
+    Attributes:
+        template: the Jinja2 text in use; it belongs into a checkpoint as chat_template.jinja.
+        template_source: "own", "replaced" (see `replaced_reason`) or "configured" (the model has none).
+        eos_ids: ids that end an answer.
+    """
+
+    def __init__(self, files: TokenizerFiles, configured: str | None = None) -> None:
+        self._tokenizer = files.tokenizer
+        self._special: SpecialTokens = files.special
+        self._eos_extra = files.eos_ids
+        self.template_source, self.replaced_reason = "own", None
+        self.template, compiled = self._choose_template(files.template, configured)
+        self._compiled = compiled
+        self._chatml = next((marks for marks in self._marks() if chatml_template(marks) == self.template), None)
+
+    template_source: str
+    replaced_reason: str | None
+
+    @classmethod
+    def from_folder(cls, folder: Path, configured: str | None = None) -> "ChatEncoder":
+        """Read a model folder.
+
+        Args:
+            folder: in the transformers layout, with tokenizer.json.
+            configured: template for models that bring none; None is our ChatML.
+
+        Raises:
+            ModelError: no tokenizer.json, a damaged one, or one without any end token.
+        """
+        return cls(TokenizerFiles.read(folder), configured)
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: Any, configured: str | None = None) -> "ChatEncoder":  # of two libraries
+        """Take a `tokenizers.Tokenizer` or a transformers fast tokenizer. Raises ModelError."""
+        return cls(TokenizerFiles.of(tokenizer), configured)
+
+    # -- the template ---------------------------------------------------------------------------------------------
+
+    def _marks(self) -> Iterator[TurnMarks]:
+        special = self._special
+        for start, end in special.turn_pairs():
+            yield TurnMarks(start, end, special.leading_bos)
+
+    def _choose_template(self, own: str | None, configured: str | None) -> tuple[str, ChatTemplate]:
+        source = own if own is not None else configured
+        if own is None:
+            self.template_source = "configured"
+        if source is not None:
+            try:
+                compiled = ChatTemplate(source, self._special.by_name)
+                reason = self._objection(compiled)
+            except TemplateRefusedError as error:
+                reason = error.message
+            if reason is None:
+                return source, compiled
+            self.template_source, self.replaced_reason = "replaced", reason
+        marks = next(self._marks(), None)
+        if marks is None:
+            raise ModelError(
+                "the tokenizer has no token that could end an answer",
+                fix="name an eos_token in tokenizer_config.json",
+            )
+        ours = chatml_template(marks)
+        return ours, ChatTemplate(ours, self._special.by_name)
+
+    def _objection(self, template: ChatTemplate) -> str | None:
+        """Say why a template cannot be trained with: it must only ever append, and write no thoughts of its own."""
+        last = ""
+        for turn in range(1, len(_PROBE) + 1):
+            asks = turn % 2 == 1
+            text = template.render(_PROBE[:turn], add_generation_prompt=asks)
+            if not text.startswith(last):
+                return f"not prefix-stable: turn {turn} changes what was rendered before it"
+            if "<think" in text:
+                return "it writes <think> blocks that no row holds"
+            if not asks and not text[len(last) :].startswith(_PROBE[turn - 1]["content"]):
+                return f"not prefix-stable: the answer of turn {turn} does not follow the generation prompt"
+            last = text
+        return None if all(m["content"] in last for m in _PROBE) else "it leaves messages out"
+
+    # -- rendering ------------------------------------------------------------------------------------------------
+
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+        """Render a chat as text. Raises TemplateRefusedError."""
+        if self._chatml is not None:
+            return render_chatml(self._chatml, messages, add_generation_prompt)[0]
+        return self._compiled.render(messages, add_generation_prompt=add_generation_prompt)
+
+    def _render_for_training(self, messages: Sequence[Message]) -> _Rendered:
+        if self._special.hides_in(messages):
+            return self._render_quoted(messages)
+        if self._chatml is not None:
+            return _Rendered(*render_chatml(self._chatml, messages), [])
+        if self._compiled.has_marks:
+            opens, closes = _unused_characters(messages, 2)
+            marked = self._compiled.render(messages, add_generation_prompt=False, opens=opens, closes=closes)
+            return _unmark(marked, opens, closes, "")
+        return self._render_by_prefixes(messages)
+
+    def _render_quoted(self, messages: Sequence[Message], prompt: bool = False) -> _Rendered:
+        """Render with every special token's text inside a message broken by a mark, and remember where."""
+        opens, closes, breaks = _unused_characters(messages, 3)
+        broken = [
+            {key: self._special.break_in(value, breaks) for key, value in message.items()} for message in messages
+        ]
+        if prompt or self._compiled.has_marks:
+            marks = {"opens": opens, "closes": closes}
+            marked = self._compiled.render(broken, add_generation_prompt=prompt, **marks)
+            return _unmark(marked, opens, closes, breaks)
+        plain = self._render_by_prefixes(broken)
+        pieces = list(plain.text)
+        for start, end in reversed(plain.spans):  # marks go in from the back, so that earlier spans stay valid
+            pieces.insert(end, closes)
+            pieces.insert(start, opens)
+        return _unmark("".join(pieces), opens, closes, breaks)
+
+    def _render_by_prefixes(self, messages: Sequence[Message]) -> _Rendered:
+        """Find the trained spans of a template without generation marks: what each answer adds to its prompt."""
+        text = self._compiled.render(messages, add_generation_prompt=False)
+        spans = []
+        for turn, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            prompt = self._compiled.render(messages[:turn], add_generation_prompt=True)
+            until = text
+            if turn + 1 < len(messages):
+                until = self._compiled.render(messages[: turn + 1], add_generation_prompt=False)
+            if not (text.startswith(until) and until.startswith(prompt)):
+                raise TemplateRefusedError(f"the chat template is not prefix-stable at message {turn + 1}")
+            spans.append((len(prompt), len(self._special.without_space_after_end(until))))
+        return _Rendered(text, spans, [])
+
+    # -- encoding -------------------------------------------------------------------------------------------------
+
+    def encode_row(self, row: TrainingRow) -> Encoded:
+        """Encode one training row. Raises TemplateRefusedError."""
+        return self.encode_rows([row])[0]
+
+    def encode_rows(self, rows: Sequence[TrainingRow]) -> list[Encoded]:
+        """Encode many rows at once, on all cores. Raises TemplateRefusedError for the first bad one."""
+        rendered = [self._render_row(row) for row in rows]
+        texts = [one.text for one in rendered if one is not None]
+        encodings = iter(self._tokenizer.encode_batch(texts, add_special_tokens=False))
+        done: list[Encoded] = []
+        for row, one in zip(rows, rendered, strict=True):
+            if one is None:
+                done.append(self._encode_text(row["text"]))
+            else:
+                done.append(self._label(one, next(encodings)))
+        return done
+
+    def _render_row(self, row: TrainingRow) -> _Rendered | None:
+        messages = row.get("messages")
+        return None if messages is None else self._render_for_training(messages)
+
+    def _label(self, rendered: _Rendered, encoding: Encoding) -> Encoded:
+        ids = np.array(encoding.ids, dtype=np.int32)
+        mask = np.zeros(len(ids), dtype=np.bool_)
+        for start, end in rendered.spans:
+            if start >= end:
+                continue
+            first, last = encoding.char_to_token(start), encoding.char_to_token(end - 1)
+            if first is None:
+                break
+            mask[first : last + 1 if last else len(ids)] = True
+        if rendered.quoted:
+            return self._unquote(rendered, encoding, ids, mask)
+        return Encoded(ids, mask)
+
+    def _unquote(
+        self, rendered: _Rendered, encoding: Encoding, ids: NDArray[np.int32], mask: NDArray[np.bool_]
+    ) -> Encoded:
+        """Replace control tokens that stand where a message only quotes one by the tokens of their text."""
+        quoted = np.array(rendered.quoted)
+        new_ids: list[int] = []
+        new_mask: list[bool] = []
+        for index, (start, end) in enumerate(encoding.offsets):
+            piece = [int(ids[index])]
+            if piece[0] in self._special.ids and bool(((quoted >= start) & (quoted < end)).any()):
+                piece = self._plain_ids(rendered.text[start:end])
+            new_ids += piece
+            new_mask += [bool(mask[index])] * len(piece)
+        return Encoded(np.array(new_ids, dtype=np.int32), np.array(new_mask, dtype=np.bool_))
+
+    @cached_property
+    def _plain(self) -> Tokenizer:
+        """A twin of the tokenizer that knows no special tokens."""
+        twin: Tokenizer = Tokenizer.from_str(self._tokenizer.to_str())
+        twin.encode_special_tokens = True
+        return twin
+
+    def _plain_ids(self, text: str) -> list[int]:
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        if self._special.ids.isdisjoint(ids):
+            return ids
+        if len(text) == 1:
+            raise TemplateRefusedError(f"the tokenizer cannot write {text!r} as text")
+        return self._plain_ids(text[:1]) + self._plain_ids(text[1:])
+
+    def _encode_text(self, text: str) -> Encoded:
+        """A completion row: every token is trained, the end token too."""
+        hidden = self._special.hides_in([{"content": text}])
+        ids = (self._plain if hidden else self._tokenizer).encode(text, add_special_tokens=True).ids
+        if self._special.eos_id is not None and (not ids or ids[-1] != self._special.eos_id):
+            ids = [*ids, self._special.eos_id]
+        return Encoded(np.array(ids, dtype=np.int32), np.ones(len(ids), dtype=np.bool_))
+
+    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Encode a chat up to where the answer begins. Raises TemplateRefusedError."""
+        if not self._special.hides_in(messages):
+            ids: list[int] = self._tokenizer.encode(self.render(messages, True), add_special_tokens=False).ids
+            return ids
+        rendered = self._render_quoted(messages, prompt=True)
+        encoding = self._tokenizer.encode(rendered.text, add_special_tokens=False)
+        return [int(index) for index in self._label(rendered, encoding).ids]
+
+    def encode_text(self, text: str) -> list[int]:
+        """Encode the prompt of a plain completion: as a completion row begins, without the end token."""
+        hidden = self._special.hides_in([{"content": text}])
+        ids: list[int] = (self._plain if hidden else self._tokenizer).encode(text, add_special_tokens=True).ids
+        return ids[:-1] if ids and ids[-1] == self._special.eos_id else ids
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Ids to text."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        return text
+
+    def pieces(self, encoded: Encoded) -> list[tuple[str, bool]]:
+        """Runs of text and whether they are trained, for a person to look at."""
+        edges = np.flatnonzero(np.diff(encoded.mask)) + 1
+        runs = np.split(np.arange(len(encoded.ids)), edges)
+        return [(self.decode(encoded.ids[run].tolist(), False), bool(encoded.mask[run[0]])) for run in runs if len(run)]
+
+    @cached_property
+    def eos_ids(self) -> frozenset[int]:
+        """Ids that end an answer: those the model names, and the one with which the template closes a turn."""
+        probe = self.encode_row({"messages": _PROBE})
+        trained = probe.ids[probe.mask]
+        ends = {int(trained[-1])} & self._special.ids if len(trained) else set()
+        named = set() if self._special.eos_id is None else {self._special.eos_id}
+        return self._eos_extra | ends | named
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Ids are below this."""
+        size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        return size
+
+    @cached_property
+    def _identity(self) -> bytes:
+        parts = [_VERSION, self._tokenizer.to_str(), self.template, json.dumps(self._special.by_name, sort_keys=True)]
+        return hashlib.sha256("\0".join(parts).encode()).digest()
+
+    def fingerprint(self, max_length: int) -> str:
+        """64 hex characters that change when the ids or masks of any row could change."""
+        return hashlib.sha256(self._identity + str(max_length).encode()).hexdigest()
+
+
+def _unused_characters(messages: Sequence[Message], wanted: int) -> list[str]:
+    text = "".join(value for message in messages for value in message.values())
+    free = _NONCHARACTERS[:wanted]
+    if any(char in text for char in free):
+        free = tuple(char for char in _NONCHARACTERS if char not in text)[:wanted]
+    if len(free) < wanted:
+        raise TemplateRefusedError("a message holds all of Unicode's 32 noncharacters")
+    return list(free)
+
+
+def _unmark(marked: str, opens: str, closes: str, breaks: str) -> _Rendered:
+    """Take the marks out of a rendered chat and keep where they stood."""
+    spans: list[Span] = []
+    quoted: list[int] = []
+    length = begun = 0
+    parts = re.split(f"([{opens}{closes}{breaks}])", marked)
+    for part in parts:
+        if part == opens:
+            begun = length
+        elif part == closes:
+            spans.append((begun, length))
+        elif breaks and part == breaks:
+            quoted.append(length - 1)  # the break stands behind the special token's first character
+        else:
+            length += len(part)
+    return _Rendered("".join(parts[::2]), spans, quoted)
