@@ -1,0 +1,1 @@
+"""The judge (arrow: judge): is a committed checkpoint better than the one that serves?"""

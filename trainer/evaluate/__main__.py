@@ -1,0 +1,107 @@
+"""`python -m trainer.evaluate`: the judge's process (arrow: judge).
+
+    --candidate ID [--serving ID] [--superseded ID...] [--suite S]     judge a commit, record the decision
+    --compare A B [--suite S] [--json]                                 two checkpoints side by side
+    --refresh [--serving ID]                                           rewrite the leaderboard after a deployment
+
+Exit     0 judged (whatever the decision) · 1 unexpected · 2 usage · 4 storage
+Effects  started by the daemon it dies with it; one CPU thread unless told otherwise, since the trainer needs the cores
+"""
+
+import argparse
+import json
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from core.checkpoints import Catalogue, Checkpoint
+from core.daemon.pid_manager import die_with_parent
+from core.errors import DropforgeError, InternalError, UsageError
+from core.logs import setup_logging
+from core.paths import Workspace, find_root
+from core.settings import Settings, load_settings
+from trainer.evaluate.bench import Bench, environment
+from trainer.evaluate.judge import Judge
+from trainer.evaluate.leaderboard import Leaderboard
+from trainer.evaluate.scorer import Scorer
+from trainer.evaluate.side_by_side import render, side_by_side
+
+logger = logging.getLogger("judge")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one judgement, comparison or refresh; returns the exit code."""
+    die_with_parent()
+    arguments = _parser().parse_args(argv)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches the whole group; the parent decides
+    try:
+        workspace = Workspace(find_root(arguments.root))
+        setup_logging(workspace, "judge")
+        settings = load_settings(workspace, arguments.set)
+        return _run(workspace, settings, arguments)
+    except DropforgeError as error:
+        logger.error("%s", error)
+        return error.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m trainer.evaluate", description="Judge a checkpoint.")
+    parser.add_argument("--root", type=Path)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--candidate", metavar="ID")
+    what.add_argument("--compare", nargs=2, metavar=("A", "B"))
+    what.add_argument("--refresh", action="store_true")
+    parser.add_argument("--serving", metavar="ID")
+    parser.add_argument("--superseded", nargs="*", default=[], metavar="ID")
+    parser.add_argument("--suite", metavar="S")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    return parser
+
+
+def _run(workspace: Workspace, settings: Settings, arguments: argparse.Namespace) -> int:
+    if arguments.refresh:
+        _refresh(workspace, settings.run, arguments.serving, arguments.superseded)
+        return 0
+    if arguments.threads < 1:
+        raise UsageError(f"--threads is {arguments.threads}", fix="give 1 or more")
+    bench = _bench(workspace, settings, arguments.threads)
+    judge = Judge(workspace, settings, bench)
+    if arguments.compare:
+        doc = side_by_side(workspace, settings, judge, bench, arguments.compare, arguments.suite)
+        sys.stdout.write((json.dumps(doc, ensure_ascii=False) if arguments.json else render(doc)) + "\n")
+        return 0
+    doc = judge.judge(arguments.candidate, arguments.serving, superseded=arguments.superseded, only=arguments.suite)
+    logger.info("%s: %s, %s", doc["id"], doc["decision"], doc["reason"])
+    if arguments.json:
+        sys.stdout.write(json.dumps(doc, ensure_ascii=False) + "\n")
+    return 0
+
+
+def _refresh(workspace: Workspace, run: str, serving: str | None, superseded: Sequence[str]) -> None:
+    board = Leaderboard(workspace, run)
+    board.serving = serving or board.serving
+    board.supersede(superseded, "a newer checkpoint")
+    board.mark_failed_gates()
+    board.save()
+
+
+def _bench(workspace: Workspace, settings: Settings, threads: int) -> Bench:
+    device = "cpu"
+
+    def load(checkpoint: Checkpoint) -> Scorer:
+        from trainer.evaluate.scoring import load_scorer  # loads torch: seconds that a cached result does not need
+
+        base = Catalogue(workspace, str(checkpoint.manifest["run"])).base()
+        if base is None:
+            raise InternalError(f"run {checkpoint.manifest['run']} has no base", where=str(checkpoint.folder))
+        return load_scorer(checkpoint.folder, base.folder, device=device, threads=threads)
+
+    return Bench(workspace, load, environment(device, threads))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

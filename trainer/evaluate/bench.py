@@ -1,0 +1,96 @@
+"""From a checkpoint and suites to per-item results, reusing what was scored before (arrow: judge).
+
+Reads    checkpoints/<run>/checkpoint-<step>/, checkpoints/.undone/ (a serving checkpoint that training took back)
+Writes   checkpoints/<run>/evaluations/<id>/samples.jsonl
+Effects  loads torch and the model only when something is not known yet
+"""
+
+import importlib.metadata
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from core.atomic import read_json
+from core.checkpoints import MANIFEST_FILE, Catalogue, Checkpoint
+from core.errors import CheckpointError, JsonError, NotFoundError, StorageError
+from core.paths import Workspace
+from trainer.evaluate.results import ResultStore, ShardResults, SuiteResult
+from trainer.evaluate.scorer import Scorer, score_shard
+from trainer.evaluate.suites import Suite
+
+# Raised when the same weights and items would be scored differently: older samples are then scored again.
+FORMAT = 1
+LoadScorer = Callable[[Checkpoint], Scorer]
+
+
+def environment(device: str, threads: int) -> dict[str, object]:
+    """What the last bits of a score depend on beside weights and items."""
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers")}
+    return {"format": FORMAT, "device": device, "threads": threads, "dtype": "float32", **versions}
+
+
+def locate(workspace: Workspace, run: str, checkpoint_id: str) -> Checkpoint | None:
+    """Find a checkpoint by id in this run, in another one, or among those taken back; None when it is gone."""
+    for name in dict.fromkeys([run, *_runs(workspace)]):
+        try:
+            return Catalogue(workspace, name).get(checkpoint_id)
+        except (NotFoundError, CheckpointError):
+            continue
+    for folder in sorted(workspace.undone_dir.glob(f"*-{checkpoint_id}-*")):
+        try:
+            return Checkpoint(folder, read_json(folder / MANIFEST_FILE))
+        except (JsonError, StorageError):
+            continue
+    return None
+
+
+def _runs(workspace: Workspace) -> list[str]:
+    if not workspace.checkpoints_dir.is_dir():
+        return []
+    return sorted(e.name for e in workspace.checkpoints_dir.iterdir() if e.is_dir() and not e.name.startswith("."))
+
+
+@dataclass
+class Bench:
+    """Scores checkpoints on suites. `seconds` counts the scoring of each checkpoint, model loading apart."""
+
+    workspace: Workspace
+    load: LoadScorer
+    environment: dict[str, object]
+    seconds: dict[str, float] = field(default_factory=dict)
+    reused: dict[str, int] = field(default_factory=dict)
+    _loaded: tuple[str, Scorer] | None = None
+
+    def score(self, checkpoint: Checkpoint, suites: Sequence[Suite]) -> dict[str, SuiteResult]:
+        """Per-item results of every suite, by name. Side effects: samples.jsonl is replaced when anything was scored.
+
+        Raises:
+            ModelError: the checkpoint cannot be loaded. StorageError: the results cannot be written.
+        """
+        folder = self.workspace.evaluation_dir(str(checkpoint.manifest["run"]), checkpoint.id)
+        store = ResultStore(folder, checkpoint.id, self.environment)
+        results: dict[str, SuiteResult] = {}
+        fresh = False
+        for suite in suites:
+            parts: list[ShardResults] = []
+            for shard in suite.shards:
+                known = store.get(shard)
+                if known is None:
+                    fresh = True
+                    known = self._score(checkpoint, suite, len(parts))
+                    store.put(shard, known)
+                else:
+                    self.reused[checkpoint.id] = self.reused.get(checkpoint.id, 0) + len(known)
+                parts.append(known)
+            results[suite.name] = SuiteResult(suite, tuple(item for part in parts for item in part))
+        if fresh:
+            store.save(suites)
+        return results
+
+    def _score(self, checkpoint: Checkpoint, suite: Suite, shard: int) -> ShardResults:
+        if self._loaded is None or self._loaded[0] != checkpoint.id:
+            self._loaded = (checkpoint.id, self.load(checkpoint))
+        started = time.perf_counter()
+        scored = score_shard(self._loaded[1], suite.shards[shard], suite.max_new_tokens)
+        self.seconds[checkpoint.id] = self.seconds.get(checkpoint.id, 0.0) + time.perf_counter() - started
+        return scored

@@ -1,0 +1,104 @@
+"""`dropforge compare A B`: two checkpoints on the same items, with a winner or "no decision" (arrow: judge).
+
+Reads    checkpoints/<run>/, config/suites/      Writes  evaluations/<id>/samples.jsonl of both; no decision is recorded
+Units    values in each suite's metric; speed in items a second
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any  # a document for `--json`
+
+from core.checkpoints import Checkpoint
+from core.errors import NotFoundError
+from core.paths import Workspace
+from core.settings import Settings
+from trainer.evaluate.bench import Bench, locate
+from trainer.evaluate.compare import flips, paired, summarise
+from trainer.evaluate.decide import MIN_ITEMS, Comparison
+from trainer.evaluate.judge import Judge
+from trainer.evaluate.results import SuiteResult
+from trainer.evaluate.suites import deciding
+
+SIDES = ("a", "b")
+
+
+def side_by_side(
+    workspace: Workspace, settings: Settings, judge: Judge, bench: Bench, ids: Sequence[str], only: str | None
+) -> dict[str, Any]:
+    """Score both where needed and compare b with a.
+
+    Raises:
+        NotFoundError: one of the two is not on this machine.
+    """
+    pair = [_checkpoint(workspace, settings.run, one) for one in ids]
+    suites = judge.suites(pair, only)
+    scored = [bench.score(checkpoint, suites) for checkpoint in pair]
+    primary = {suite.name for suite in deciding(suites)}
+    seed, level = settings.trainer.seed, settings.evaluation.alpha
+    doc: dict[str, Any] = {side: checkpoint.id for side, checkpoint in zip(SIDES, pair, strict=True)}
+    doc["suites"], differences = {}, []
+    for suite in suites:
+        a, b = (results[suite.name] for results in scored)
+        doc["suites"][suite.name] = _suite(a, b, seed)
+        difference = compared(a, b, "primary" if suite.name in primary else suite.role, seed)
+        if difference is not None:
+            differences.append(difference)
+            gain, ci95 = difference.gain, list(difference.ci95)
+            doc["suites"][suite.name] |= {"gain": gain, "gain_ci95": ci95, "p_value": difference.p_value}
+    doc["winner"], doc["reason"] = winner(differences, doc["a"], doc["b"], level)
+    doc["speed"] = {one.id: bench.seconds.get(one.id) for one in pair}
+    return doc
+
+
+def _checkpoint(workspace: Workspace, run: str, wanted: str) -> Checkpoint:
+    found = locate(workspace, run, wanted)
+    if found is None:
+        raise NotFoundError(f"no checkpoint {wanted!r} in run {run}", fix="dropforge checkpoints lists them")
+    return found
+
+
+def _suite(a: SuiteResult, b: SuiteResult, seed: int) -> dict[str, Any]:
+    values = {side: asdict(summarise(result, seed=seed)) for side, result in zip(SIDES, (a, b), strict=True)}
+    return {"metric": a.suite.metric, "role": a.suite.role, **values, "flips": flips(a, b)}
+
+
+def compared(a: SuiteResult, b: SuiteResult, role: str, seed: int) -> Comparison | None:
+    """b against a with a two-sided p-value, since neither is favoured beforehand: twice the smaller tail."""
+    if not (a.finite and b.finite):
+        return None
+    there, back = paired(a, b, role=role, seed=seed), paired(b, a, role=role, seed=seed)
+    if there is None or back is None:
+        return None
+    return replace(there, p_value=min(1.0, 2 * min(there.p_value, back.p_value)))
+
+
+def winner(differences: Sequence[Comparison], a: str, b: str, level: float) -> tuple[str | None, str]:
+    """The better checkpoint, or None: every primary suite that differs must point the same way."""
+    primary = [c for c in differences if c.role == "primary"]
+    if sum(c.items for c in primary) < MIN_ITEMS:
+        return None, f"no decision: fewer than {MIN_ITEMS} items"
+    differ = [c for c in primary if c.p_value < level / len(primary)]
+    ways = {c.gain > 0 for c in differ}
+    if len(ways) != 1:
+        reason = "the primary suites disagree" if ways else "no significant difference on the primary suites"
+        return None, f"no decision: {reason}"
+    names = ", ".join(c.name for c in differ)
+    return (b if ways == {True} else a), f"significantly better on {names}"
+
+
+def render(doc: Mapping[str, Any]) -> str:
+    """The same as text for a terminal."""
+    lines = [f"a = {doc['a']}", f"b = {doc['b']}"]
+    for name, suite in doc["suites"].items():
+        values = [_value(suite[side]) for side in SIDES]
+        gain = f"  gain {suite['gain']:+.4g}  p {suite['p_value']:.2g}" if "gain" in suite else ""
+        changed = f"  ({suite['flips']['gained']} gained, {suite['flips']['lost']} lost)"
+        lines.append(f"{name} [{suite['metric']}]  a {values[0]}  b {values[1]}{gain}{changed}")
+    return "\n".join([*lines, f"winner: {doc['winner'] or '-'} ({doc['reason']})"])
+
+
+def _value(value: Mapping[str, Any]) -> str:
+    if value["value"] is None:
+        return "-"
+    low, high = value["ci95"]
+    return f"{value['value']:.4g} [{low:.4g}, {high:.4g}] n={value['n']}"
