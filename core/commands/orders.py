@@ -57,10 +57,10 @@ def _wait_for(workspace: Workspace, command: str, before: dict[str, Any]) -> dic
     )
 
 
-def _request(verb: str, wanted: str | None) -> None:
+def request(verb: str, wanted: str | None, **extra: str) -> None:
     """Write a request file and say where."""
     workspace = current().workspace()
-    arguments = {} if wanted is None else {"id": wanted}
+    arguments = extra if wanted is None else {"id": wanted, **extra}
     name = write_request(workspace, verb, **arguments)
     doc = {"request": verb, "file": f"inbox/control/{name}", **arguments}
     current().show(doc, lambda: say(f"{verb} {wanted or ''}".rstrip() + ": asked for; dropforge status shows when"))
@@ -128,7 +128,7 @@ def _request_command(verb: str, help_text: str, argument: str, find: Callable[[s
     @click.argument("wanted", metavar=argument)
     @common_options
     def command(wanted: str) -> None:
-        _request(verb, find(wanted))
+        request(verb, find(wanted))
 
     return command
 
@@ -148,4 +148,4 @@ pin_command = _request_command("pin", "Keep a checkpoint from being removed.", "
 @common_options
 def rollback_command() -> None:
     """Serve the previously served checkpoint again; training is not touched."""
-    _request("rollback", None)
+    request("rollback", None)

@@ -30,7 +30,7 @@ _SERVER_GRACE_S = 120.0  # how long --exit-when-idle waits for a server that is 
 _FINAL_CODES = (UsageError.exit_code, AlreadyRunningError.exit_code, StorageError.exit_code)
 
 
-def _foreground(module: str, *options: str) -> None:
+def become(module: str, *options: str) -> None:
     """Become `python -m module`: signals reach it directly and its exit code is ours."""
     workspace = current().workspace()
     current().settings(workspace)
@@ -45,21 +45,21 @@ def _foreground(module: str, *options: str) -> None:
 @common_options
 def daemon_command(exit_when_idle: bool) -> None:
     """Run the daemon alone: it takes files in, trains, judges and publishes."""
-    _foreground("core.daemon", *(["--exit-when-idle"] if exit_when_idle else []))
+    become("core.daemon", *(["--exit-when-idle"] if exit_when_idle else []))
 
 
 @click.command("serve")
 @common_options
 def serve_command() -> None:
     """Run the inference server alone, as a second host does."""
-    _foreground("inference")
+    become("inference")
 
 
 @click.command("monitor")
 @common_options
 def monitor_command() -> None:
     """Run the monitor alone: the page and its API."""
-    _foreground("monitoring")
+    become("monitoring")
 
 
 @click.command("up")

@@ -29,8 +29,9 @@ THIRD_PARTY = {
 ADAPTERS = {
     "core/chat_templates.py": "tokenizers",
     "core/formats/": "pyarrow",
+    "core/tokenizer_files.py": "tokenizers",
     "inference/model_slot.py": "torch",
-    "inference/scheduler.py": "torch",
+    "inference/engine/": "torch",
 }
 CORE_LEVELS = (
     "errors paths",
