@@ -1,0 +1,1 @@
+"""Dials of training: few are set, the rest are derived (see dials.py)."""

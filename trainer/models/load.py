@@ -1,0 +1,153 @@
+"""From a folder or a Hub id to a model in memory, and the base into checkpoint-0 (arrow: trainer -> checkpoints).
+
+Reads    the model folder named in config.json, or the Hub when it is an id; only safetensors, never code or pickle
+Writes   models/dropforge-tiny/ when the embedded model is configured and missing; files of checkpoint-0 into a staged
+         folder
+Errors   ModelError (2xxx) naming the model and the fix; ConfigError when a locked value would change
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any  # model configs are untyped
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+
+from core.atomic import sha256_file, write_bytes
+from core.chat_templates import ChatEncoder
+from core.checkpoints import Checkpoint
+from core.errors import ConfigError, ModelError
+from core.paths import Workspace
+from core.settings import Settings
+from trainer.models.save import MODEL_WEIGHTS
+from trainer.models.tiny import MODEL_NAME as TINY_NAME
+from trainer.models.tiny import make_tiny
+
+TEMPLATE_FILE = "chat_template.jinja"
+TOKENIZER_FILE = "tokenizer.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A base model on its way into checkpoint-0."""
+
+    name: str
+    source: str  # folder or Hub id
+    model: PreTrainedModel
+
+
+def read_base(workspace: Workspace, settings: Settings) -> Base:
+    """Load the configured base model; the embedded one is made first when it is missing.
+
+    Raises:
+        ModelError: it cannot be found or loaded. ConfigError: `locked` says another architecture.
+    """
+    folder = workspace.resolve(settings.model_path)
+    if settings.model_name == TINY_NAME and not (folder / MODEL_WEIGHTS).is_file():
+        make_tiny(folder, settings.trainer.seed)
+    source = str(folder) if folder.is_dir() else settings.model_path
+    model = load_causal_lm(source)
+    refuse_other_architecture(model.config, settings)
+    return Base(settings.model_name, source, model)
+
+
+def load_causal_lm(source: str, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
+    """Load a causal language model, without running any code that came with it.
+
+    Raises:
+        ModelError: missing, damaged, pickled, or of a kind transformers does not know.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"the base model cannot be loaded: {reason}",
+            where=source,
+            fix="set model_path to a folder with config.json and *.safetensors, or to a Hub id this machine can reach",
+        ) from error
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def refuse_other_architecture(config: Any, settings: Settings) -> None:  # transformers' config
+    """Compare locked.model_architecture with the model's own config. Raises ConfigError with both values."""
+    locked = settings.locked.model_architecture
+    found = (getattr(config, "architectures", None) or ["unknown"])[0]
+    if locked is not None and found != locked:
+        raise ConfigError(
+            f"locked.model_architecture is {locked!r}, the model is {found!r}",
+            where="config.json",
+            fix="put the locked model back, or begin another `run` with its own lock",
+        )
+
+
+def refuse_other_base(settings: Settings, first_manifest: dict[str, Any]) -> None:
+    """Compare the configuration with the base a run began with, as its first manifest has it.
+
+    Raises:
+        ConfigError: locked.base_model or model_name is another, with both values.
+    """
+    began_with = first_manifest["base"]["name"]
+    for key, value in (("locked.base_model", settings.locked.base_model), ("model_name", settings.model_name)):
+        if key == "model_name" and settings.locked.base_model is not None:
+            continue  # the lock decides; model_name may be an alias of it
+        if value is not None and value != began_with:
+            raise ConfigError(
+                f"{key} is {value!r}, but run {first_manifest['run']!r} began with {began_with!r}",
+                where="config.json",
+                fix=f"set {key} back to {began_with!r}, or name another `run`",
+            )
+
+
+def write_base(base: Base, staged: Path) -> None:
+    """Write the base's files (weights, config, tokenizer, template) into the staged folder of checkpoint-0.
+
+    Raises:
+        ModelError: it has no fast tokenizer, or a weight is not finite.
+    """
+    refuse_non_finite(base.model, base.source)
+    base.model.save_pretrained(staged, max_shard_size="1TB")
+    _save_tokenizer(base.source, staged)
+    encoder = ChatEncoder.from_folder(staged)
+    write_bytes(staged / TEMPLATE_FILE, encoder.template.encode())
+    answers = base.model.generation_config or GenerationConfig()
+    answers.eos_token_id = sorted(encoder.eos_ids)
+    answers.save_pretrained(staged)
+
+
+def _save_tokenizer(source: str, staged: Path) -> None:
+    try:
+        AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(staged)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"the tokenizer cannot be loaded: {error}", where=source, fix="add tokenizer.json") from error
+    if not (staged / TOKENIZER_FILE).is_file():
+        raise ModelError("the model has no fast tokenizer", where=source, fix="add tokenizer.json to its folder")
+
+
+def refuse_non_finite(model: torch.nn.Module, where: str) -> None:
+    """Raise ModelError naming the first weight that holds NaN or infinity."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ModelError(f"{name} holds NaN or infinity", where=where, fix="download the model again")
+
+
+def fingerprints(folder: Path) -> dict[str, str | None]:
+    """SHA-256 of tokenizer and chat template of a checkpoint folder, as the manifest names them."""
+    template = folder / TEMPLATE_FILE
+    return {
+        "tokenizer_sha256": sha256_file(folder / TOKENIZER_FILE),
+        "chat_template_sha256": hashlib.sha256(template.read_bytes()).hexdigest() if template.is_file() else None,
+    }
+
+
+def versions() -> dict[str, str]:
+    """What the weights were made with, for the manifest."""
+    return {"torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def load_trunk(base: Checkpoint) -> PreTrainedModel:
+    """The base of a run in fp32, ready to be trained or adapted. Raises ModelError."""
+    return load_causal_lm(str(base.folder), torch.float32)

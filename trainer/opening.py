@@ -1,0 +1,59 @@
+"""From a job folder to a job under training: its settings, its bytes checked again, its rows (arrow: queue -> trainer).
+
+Reads    queue/active/<job_id>/         Writes  settings.json and, when missing or stale, tokens/ in it
+Errors   ChangedAfterClaimError when the data is not what passed the gates; DataError, ConfigError
+"""
+
+from core.atomic import sha256_file, write_json
+from core.errors import DataError, StorageError
+from core.job_queue import Job
+from core.settings import Settings, load_job_settings
+from core.validation import open_or_build_token_cache
+from trainer.data import ChangedAfterClaimError, JobRows
+from trainer.job_training import JobTraining
+from trainer.run import Run
+from trainer.state import JobProgress
+
+
+def job_settings(job: Job, current: Settings) -> Settings:
+    """The job's own copy of the configuration, made now when it has none. Raises ConfigError."""
+    if not job.settings_file.is_file():
+        write_json(job.settings_file, current.raw)
+    return load_job_settings(job.settings_file)
+
+
+def open_job(run: Run, job: Job, settings: Settings) -> JobTraining:
+    """Make a job ready for its next step: from its first row, or from where the run's newest commit stands in it.
+
+    Raises:
+        ChangedAfterClaimError: the file's bytes are not those that were checked.
+        DataError: it holds no training row, or not those of its verdict.
+    """
+    verdict = job.verdict()
+    _refuse_changed(job, verdict["sha256"])
+    cache = open_or_build_token_cache(job, settings, run.encoder)
+    if len(cache) != verdict["rows_train"]:
+        raise DataError(f"{len(cache)} training rows, the verdict says {verdict['rows_train']}", where=verdict["file"])
+    rows = JobRows(job.job_id, cache, sha256=verdict["sha256"], seed=settings.trainer.seed)
+    fresh = JobProgress(
+        job_id=job.job_id,
+        file=verdict["file"],
+        sha256=verdict["sha256"],
+        generator="manual",
+        rows_train=len(rows),
+        epochs=settings.hyperparams.epochs,
+    )
+    return JobTraining(run, job, settings, rows, run.progress_of(job.job_id) or fresh)
+
+
+def _refuse_changed(job: Job, checked: str) -> None:
+    try:
+        found = sha256_file(job.data_file)
+    except (OSError, StorageError) as error:
+        raise DataError(f"the data file cannot be read: {error}", where=str(job.folder)) from error
+    if found != checked:
+        raise ChangedAfterClaimError(
+            f"the file has changed since it was checked (sha256 {found[:12]}, checked {checked[:12]})",
+            where=job.data_file.name,
+            fix="close the program that still writes it, then drop the file again",
+        )

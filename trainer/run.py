@@ -1,0 +1,267 @@
+"""One training run in memory: its checkpoint chain, its model and its state, always in step (arrow: trainer ->
+checkpoints).
+
+Reads    checkpoints/<run>/ to resume            Writes   commits through core.checkpoints.Catalogue
+Errors   ConfigError when the settings no longer fit the run; CheckpointError when no whole checkpoint is left
+Effects  a damaged newest checkpoint is set aside, and the jobs that only it covered go back to their lane
+"""
+
+import importlib.metadata
+import logging
+import time
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any  # manifests are JSON documents
+
+import numpy as np
+import torch
+
+from core.chat_templates import ChatEncoder
+from core.checkpoints import Catalogue, Checkpoint, ends_job
+from core.errors import CheckpointError, ConfigError
+from core.paths import Workspace
+from core.settings import Settings
+from trainer import profiles, snapshot
+from trainer.config import dials
+from trainer.engine import Engine
+from trainer.models import load
+from trainer.models.lora import ADAPTER_WEIGHTS, add_adapter
+from trainer.state import RECORD_DTYPE, JobProgress, Records, TrainState
+
+logger = logging.getLogger(__name__)
+
+
+class Run:
+    """What is trained now. `head` is the commit that `engine` and `state` last agreed with.
+
+    Attributes:
+        loads: how often weights were read from the disk: 1 for as long as nothing is undone.
+    """
+
+    def __init__(self, workspace: Workspace, settings: Settings, on_lost: Callable[[set[str]], None]) -> None:
+        """Open the run named in the settings, importing its base first when it has none.
+
+        Args:
+            on_lost: called with the ids of jobs whose commits are about to be taken back, before they are.
+        """
+        self.workspace = workspace
+        self.settings = settings
+        self.catalogue = Catalogue(workspace, settings.run)
+        self.loads = 0
+        self._on_lost = on_lost
+        self._records: list[Records] = []
+        self._engine: Engine | None = None
+        profiles.require_known(settings)
+        dials.use_threads(settings.trainer.threads)
+        self.head = self._open()
+        self.state = snapshot.read_state(self.head)
+        self._check_fit(settings)
+        self.engine_ready()
+
+    # -- opening --------------------------------------------------------------------------------------------------
+
+    def _open(self) -> Checkpoint:
+        for folder in self.catalogue.set_aside_broken():
+            logger.warning("no whole checkpoint, set aside: %s", folder)
+        manifests = self.catalogue.manifests()
+        if not manifests:
+            return self._import_base()
+        load.refuse_other_base(self.settings, manifests[0])
+        return self._newest_whole()
+
+    def _import_base(self) -> Checkpoint:
+        base = load.read_base(self.workspace, self.settings)
+        wanted = self.settings.locked.base_model
+        if wanted is not None and wanted not in (base.name, base.source, self.settings.model_path):
+            logger.info("locked.base_model %s is imported from %s", wanted, base.source)
+        method = dials.choose_method(self.settings.trainer.method, base.model.num_parameters())
+        staged = self.catalogue.stage(0)
+        load.write_base(base, staged)
+        torch.manual_seed(self.settings.trainer.seed)
+        empty = np.zeros(0, RECORD_DTYPE)
+        start = snapshot.Snapshot({}, None, {}, snapshot.random_state(), TrainState(method).as_json(), empty)
+        snapshot.write_resume_files(start, staged)
+        name = wanted or base.name
+        fields = self._fields(step=0, parent=None, base={"name": name, "sha256": None}, jobs=[], train_loss=None)
+        return self.catalogue.commit(staged, fields | load.fingerprints(staged))
+
+    def _newest_whole(self) -> Checkpoint:
+        """The newest checkpoint whose every byte is as its manifest says; newer ones go aside."""
+        while (head := self.catalogue.head()) is not None:
+            problems = self.catalogue.verify(head, training=True)
+            if not problems:
+                self._take_back_after(head.id)  # manifests of removed checkpoints behind a damaged one
+                return head
+            logger.error("checkpoint %s is damaged and set aside: %s", head.id, "; ".join(problems))
+            self._on_lost({job["job_id"] for job in head.manifest["jobs"]})
+            self.catalogue.set_aside(head)
+        raise CheckpointError(
+            "no whole checkpoint is left",
+            where=str(self.workspace.run_dir(self.settings.run)),
+            fix="restore a checkpoint folder from a backup, or begin another `run`",
+        )
+
+    def _check_fit(self, settings: Settings) -> None:
+        method, wanted = self.state.method, settings.trainer.method
+        if wanted is not None and wanted != method:
+            raise ConfigError(
+                f"trainer.method is {wanted!r}, run {settings.run!r} began with {method!r}",
+                where="config.json",
+                fix=f"set trainer.method to {method!r}, or name another `run`",
+            )
+
+    def adopt(self, settings: Settings) -> None:
+        """Take changed settings for the jobs to come.
+
+        Raises:
+            ConfigError: they name another base, run, method or profile, which needs a restart or is refused.
+        """
+        profiles.require_known(settings)
+        if settings.run != self.settings.run:
+            raise ConfigError(
+                f"run is {settings.run!r}, this trainer works on {self.settings.run!r}",
+                where="config.json",
+                fix="restart the daemon to begin the other run",
+            )
+        load.refuse_other_base(settings, self.catalogue.manifests()[0])
+        self._check_fit(settings)
+        self.settings = settings
+
+    # -- the model ------------------------------------------------------------------------------------------------
+
+    def engine_ready(self) -> Engine:
+        """The engine, loaded from `head` when it is not in memory."""
+        if self._engine is None:
+            base = self._base()
+            model: Any = load.load_trunk(base)
+            load.refuse_other_architecture(model.config, self.settings)
+            trainer = self.settings.trainer
+            if self.state.method == "lora":
+                model = add_adapter(model, rank=trainer.lora_rank, seed=trainer.seed, base_folder=base.folder)
+            self._engine = Engine(model, self.dials(self.settings))
+            self._restore()
+        return self._engine
+
+    def release(self) -> None:
+        """Drop the model from memory; `engine_ready` brings it back as of `head`. Commit first."""
+        self._engine = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @cached_property
+    def encoder(self) -> ChatEncoder:
+        """Tokenizer and template of the run; they never change within it."""
+        return ChatEncoder.from_folder(self._base().folder)
+
+    def dials(self, settings: Settings) -> dials.Dials:
+        device = dials.choose_device()
+        return dials.derive(settings, device=device, micro_batch_tokens=self.state.micro_batch_tokens)
+
+    def _base(self) -> Checkpoint:
+        base = self.catalogue.base()
+        if base is None:
+            raise CheckpointError(
+                "checkpoint-0 is gone", where=str(self.workspace.run_dir(self.settings.run)), fix="restore it"
+            )
+        return base
+
+    def _restore(self) -> None:
+        engine = self._engine
+        if engine is None:
+            return
+        if self.state.method == "lora" and not (self.head.folder / ADAPTER_WEIGHTS).exists() and self.loads:
+            self._engine = None  # back to the base: the adapter begins afresh
+            self.engine_ready()
+            return
+        snapshot.restore(engine, self.head)
+        self.loads += 1
+
+    # -- moving on ------------------------------------------------------------------------------------------------
+
+    def record(self, passes: Records) -> None:
+        """Note row passes that the weights now hold."""
+        self._records.append(passes)
+
+    def commit(self) -> Checkpoint:
+        """Commit where training stands; nothing to do when `head` is there already. Raises StorageError."""
+        if self.state.step == self.head.step:
+            return self.head
+        began = time.monotonic()
+        job = self.state.job
+        copy = snapshot.take(self.engine_ready(), self.state, self._records_so_far())
+        base = self._base()
+        staged = self.catalogue.stage(self.state.step)
+        snapshot.write(copy, staged, base)
+        fields = self._fields(
+            step=self.state.step,
+            parent=self.head.id,
+            base=base.manifest["base"],
+            jobs=[job.manifest_entry()] if job else [],
+            train_loss=job.loss_last if job else None,
+        )
+        self.head = self.catalogue.commit(staged, fields | load.fingerprints(staged))
+        self._records.clear()
+        logger.info("checkpoint %s committed in %.2f s", self.head.id, time.monotonic() - began)
+        return self.head
+
+    def _records_so_far(self) -> Records:
+        return np.concatenate([np.zeros(0, RECORD_DTYPE), *self._records])
+
+    def _fields(self, **known: Any) -> dict[str, Any]:  # manifest values
+        made_with = load.versions() | {"dropforge": importlib.metadata.version("dropforge")}
+        return {
+            "profile": self.settings.profile.name,
+            "config_sha256": self.settings.sha256,
+            "versions": made_with,
+            **known,
+        }
+
+    # -- going back -----------------------------------------------------------------------------------------------
+
+    def go_back_to(self, checkpoint_id: str) -> None:
+        """Make weights, moments, random numbers, step and chain those of an earlier commit.
+
+        Side effects: later commits move to .undone/, after `on_lost` was told of the jobs they hold.
+        """
+        self._take_back_after(checkpoint_id)
+        self.reload()
+
+    def forget_job(self, job_id: str) -> None:
+        """Go back to the commit before a job's first one, or to `head` when it has none. `on_lost` is not told."""
+        before = self.head.id
+        for manifest in reversed(self.catalogue.manifests()):
+            before = manifest["id"]
+            if all(job["job_id"] != job_id for job in manifest["jobs"]):
+                break
+        self.catalogue.undo_after(before)
+        self.reload()
+
+    def _take_back_after(self, checkpoint_id: str) -> None:
+        manifests = self.catalogue.manifests()
+        kept = next((i for i, m in enumerate(manifests) if m["id"] == checkpoint_id), len(manifests))
+        lost = {job["job_id"] for manifest in manifests[kept + 1 :] for job in manifest["jobs"]}
+        if manifests[kept + 1 :]:
+            self._on_lost(lost)
+            self.catalogue.undo_after(checkpoint_id)
+
+    def reload(self) -> None:
+        """Return to the newest commit on the disk, keeping the model object."""
+        head = self.catalogue.head()
+        if head is None:
+            raise CheckpointError("no checkpoint is left", where=str(self.workspace.run_dir(self.settings.run)))
+        self.head = head
+        self.state = snapshot.read_state(head)
+        self._records.clear()
+        self._restore()
+
+    def covering(self, job_id: str) -> dict[str, Any] | None:
+        """The manifest of the surviving commit that holds the last row of a job; None while there is none."""
+        for manifest in reversed(self.catalogue.manifests()):
+            if ends_job(manifest) and manifest["jobs"][-1]["job_id"] == job_id:
+                return manifest
+        return None
+
+    def progress_of(self, job_id: str) -> JobProgress | None:
+        """How far the job is, when it is the one the run stands in."""
+        job = self.state.job
+        return job if job is not None and job.job_id == job_id else None

@@ -1,0 +1,257 @@
+"""The trainer's loop: orders first, then the active job, else the next one (arrow: queue -> trainer -> checkpoints).
+
+Reads    status/orders.json, queue/{high,normal,low,active}/, config.json before each job
+Writes   verdicts in queue/active/, moves to done, failed, held or back; status/training_status.json, metrics.jsonl
+Errors   StorageError and everything unexpected end the process: the newest commit is the truth, a restart goes on
+         from it
+Effects  everything that is done here can be done again: a crash between any two lines is mended by the next start
+"""
+
+import enum
+import logging
+import time
+from typing import Any  # manifests are JSON documents
+
+from core.errors import ConfigError, DataError, DropforgeError, ModelError, NotFoundError, StorageError
+from core.job_queue import Job, JobQueue
+from core.paths import Workspace, display_name
+from core.settings import Settings, load_settings
+from core.status import iso_now
+from trainer.callbacks import Pace, StepLog, TrainingView
+from trainer.data import ChangedAfterClaimError
+from trainer.job_training import JobTraining, Step
+from trainer.opening import job_settings, open_job
+from trainer.orders import Order, Orders
+from trainer.run import Run
+from trainer.state import JobProgress
+
+logger = logging.getLogger(__name__)
+
+
+class Did(enum.Enum):
+    """What one tick was."""
+
+    WORK = enum.auto()
+    NOTHING = enum.auto()
+    STOP = enum.auto()
+
+
+class Worker:
+    """One trainer process. `tick` does one thing and returns; whoever drives it owns the clock."""
+
+    def __init__(self, workspace: Workspace, settings: Settings, overrides: tuple[str, ...] = ()) -> None:
+        self._workspace = workspace
+        self._overrides = overrides
+        self._queue = JobQueue(workspace)
+        self.view = TrainingView(workspace, settings.run)
+        self.view.show(status="starting")
+        self._log = StepLog(workspace, settings.run)
+        self._orders = Orders(workspace, self.view.acknowledged)
+        self._training: JobTraining | None = None
+        self._pace = Pace()
+        self._stop_asked = False
+        self.run = Run(workspace, settings, self._requeue)
+        self.view.show(status="idle", current_step=self.run.state.step)
+
+    def ask_to_stop(self) -> None:
+        """Finish the step, commit, end. Safe in a signal handler: sets a flag."""
+        self._stop_asked = True
+
+    def tick(self) -> Did:
+        """Obey an order, take an optimizer step, or take up a job."""
+        order = self._orders.look()
+        if order is not None and self._obey(order) is Did.STOP:
+            return Did.STOP
+        if self._stop_asked:
+            self._stop()
+            return Did.STOP
+        if self._orders.standing.paused:
+            self.view.beat(status="paused")
+            return Did.NOTHING
+        if self._training is None and not self._take_up():
+            self.view.beat(status="idle", current_file=None, job_id=None, current_step=self.run.state.step)
+            return Did.NOTHING
+        if self._training is not None:
+            self._train(self._training)
+        return Did.WORK
+
+    def close(self) -> None:
+        """Let go of files."""
+        self._log.close()
+
+    # -- orders ---------------------------------------------------------------------------------------------------
+
+    def _obey(self, order: Order) -> Did:
+        logger.info("order %d: %s", order.seq, order.command)
+        if order.command == "checkpoint":
+            self.run.commit()
+        elif order.command == "skip":
+            self._skip(order)
+        elif order.command == "rewind" and order.id is not None:
+            self._rewind(order.id)
+        elif order.paused and order.release_gpu:
+            self.run.commit()
+            self.run.release()
+        elif order.command == "stop":
+            self._stop()
+        self._orders.acknowledge(order)
+        self.view.acknowledge(order.seq, self.run.state.step, self.run.head.id)
+        return Did.STOP if order.command == "stop" else Did.WORK
+
+    def _stop(self) -> None:
+        self.run.commit()
+        self.view.show(status="stopped")
+
+    def _skip(self, order: Order) -> None:
+        job = self._queue.active()
+        if job is None or order.job_id not in (None, job.job_id):
+            return  # it has ended meanwhile
+        self._end_badly(job, "failed", "skipped", "skipped on request; its training was undone", None)
+
+    def _rewind(self, checkpoint_id: str) -> None:
+        try:
+            self.run.catalogue.get(checkpoint_id)
+        except NotFoundError as error:
+            logger.warning("not rewound: %s", error)
+            return
+        active = self._queue.active()
+        if active is not None:
+            self._requeue({active.job_id})
+        self._training = None
+        self.run.go_back_to(checkpoint_id)
+
+    # -- jobs -----------------------------------------------------------------------------------------------------
+
+    def _take_up(self) -> bool:
+        """Begin or go on with a job. False when there is none."""
+        job = self._queue.active()
+        standing = self.run.state.job
+        if standing is not None and not standing.finished and (job is None or job.job_id != standing.job_id):
+            logger.warning("job %s is half trained and not active any more: its training is undone", standing.job_id)
+            self.run.forget_job(standing.job_id)
+        job = job or self._queue.claim()
+        if job is None:
+            return False
+        if (manifest := self.run.covering(job.job_id)) is not None:
+            self._finish(job, manifest)
+            return True
+        try:
+            self._begin(job)
+        except ChangedAfterClaimError as error:
+            self._end_badly(job, "held", error.slug, str(error), error.fix)
+        except DataError as error:
+            self._end_badly(job, "failed", error.slug, str(error), error.fix)
+        return True
+
+    def _begin(self, job: Job) -> None:
+        self._refresh_settings()
+        settings = job_settings(job, self.run.settings)
+        self._training = open_job(self.run, job, settings)
+        self._pace = Pace()
+        name = display_name(self._training.progress.file)
+        self.view.show(status="training", current_file=name, job_id=job.job_id, total_steps=self._training.steps)
+        logger.info("job %s: %s, %d steps", job.job_id, name, self._training.steps)
+
+    def _refresh_settings(self) -> None:
+        """Take a valid change of config.json; an invalid one is named and the last good settings stay."""
+        try:
+            settings = load_settings(self._workspace, self._overrides)
+            self.run.adopt(settings)
+        except (ConfigError, ModelError) as error:
+            logger.error("config.json is not taken, the last good settings stay: %s", error)
+            self.view.show(reason=str(error))
+        else:
+            self.view.show(reason=None)
+
+    def _train(self, training: JobTraining) -> None:
+        try:
+            if not training.finished:
+                self._show(training, training.step())
+        except ModelError as error:
+            self._end_badly(training.job, "failed", error.slug, str(error), error.fix)
+            return
+        every = training.settings.trainer.checkpoint_every_steps
+        if training.finished:
+            self.run.commit()
+            self._finish(training.job, self.run.head.manifest)
+        elif self.run.state.step - self.run.head.step >= every:
+            self.run.commit()
+
+    def _show(self, training: JobTraining, step: Step) -> None:
+        result, number = step.result, self.run.state.step
+        self._pace.add(result.tokens, max(step.seconds, 1e-9))
+        shown = {
+            "loss": result.loss,
+            "learning_rate": step.learning_rate,
+            "epoch": training.epoch,
+            "tokens_per_sec": self._pace.tokens_per_s,
+        }
+        self._log.write(
+            step=number,
+            job_id=training.job.job_id,
+            grad_norm=result.grad_norm,
+            tokens=result.tokens,
+            trained_tokens=result.trained_tokens,
+            **shown,
+        )
+        left = training.steps - training.steps_done
+        self.view.beat(status="training", current_step=number, eta_s=self._pace.eta_s(left), **shown)
+
+    # -- ends -----------------------------------------------------------------------------------------------------
+
+    def _finish(self, job: Job, manifest: dict[str, Any]) -> None:
+        """Tell and move a job whose last row this commit covers; the commit may be older than a crash."""
+        progress = self.run.progress_of(job.job_id) or JobProgress(**manifest["jobs"][-1])
+        verdict = job.verdict() | {
+            "state": "done",
+            "code": "ok",
+            "training": progress.verdict_entry(manifest["step"]),
+            "checkpoint": manifest["id"],
+            "finished_at": iso_now(),
+        }
+        verdict["message"] = f"trained {progress.rows_trained} row passes in {progress.seconds:.1f} s"
+        job.write_verdict(verdict)
+        self._queue.move(job, "done")
+        self._training = None
+        self.view.show(status="idle", current_file=None, job_id=None, current_step=self.run.state.step)
+
+    def _end_badly(self, job: Job, lane: str, code: str, message: str, fix: str | None) -> None:
+        """Undo what was trained of a job, then tell and move it."""
+        self._training = None
+        self.run.forget_job(job.job_id)
+        told = {"state": lane, "code": code, "message": message, "fix": fix or None, "finished_at": iso_now()}
+        job.write_verdict(job.verdict() | told)
+        self._queue.move(job, lane)
+        logger.warning("job %s went to %s/: %s", job.job_id, lane, message)
+        self.view.show(status="idle", current_file=None, job_id=None, current_step=self.run.state.step)
+
+    def _requeue(self, job_ids: set[str]) -> None:
+        """Put jobs whose training is about to be taken back into their lane again, as if never trained."""
+        fresh = {"state": "queued", "training": None, "checkpoint": None, "finished_at": None, "effect": None}
+        for job_id in sorted(job_ids):
+            try:
+                job = self._queue.find(job_id)
+            except NotFoundError:
+                logger.error("job %s has no folder any more: it cannot be trained again", job_id)
+                continue
+            if job.lane in ("done", "active"):
+                job.write_verdict(job.verdict() | fresh | {"served": False, "message": "waits to be trained again"})
+                self._queue.move(job, "normal")
+
+
+def drive(worker: Worker, idle_s: float = 0.1) -> int:
+    """Tick until told to stop. Returns the exit code."""
+    try:
+        while (did := worker.tick()) is not Did.STOP:
+            if did is Did.NOTHING:
+                time.sleep(idle_s)
+    finally:
+        worker.close()
+    return 0
+
+
+def exit_code_of(error: DropforgeError) -> int:
+    """Exit code of an error that ends the trainer: 2 when only an operator can mend it, 4 for storage, else 1."""
+    if isinstance(error, StorageError):
+        return error.exit_code
+    return ConfigError.exit_code if isinstance(error, ConfigError) else 1
