@@ -81,10 +81,10 @@ def decide(
 
 
 def _by_evidence(primary: Sequence[Comparison], look: int, total: float, noise: float) -> Decision:
-    """Best primary suite at its share of the look's alpha (Bonferroni over suites); none of the others may fall."""
+    """The best primary suite at its share of the look's alpha (Bonferroni); none of the others may be clearly worse."""
     alpha = total / len(primary)
     best = min(primary, key=lambda c: c.p_value)
-    fallen = [c for c in primary if c is not best and -c.gain > c.tolerance + noise]
+    fallen = [c for c in primary if c is not best and -c.gain > c.tolerance + noise and c.ci95[1] < 0]
     if fallen:
         reason = f"{fallen[0].name} fell beyond its tolerance of {fallen[0].tolerance:g}: {_numbers(fallen[0])}"
         return Decision("keep", best.p_value, reason, alpha, look)

@@ -135,7 +135,7 @@ def regex(answer: str, expected: object) -> float:
         raise ConfigError(f"the expected pattern does not compile: {error}") from error
 
 
-def _refuse_to_fetch(uri: str) -> object:
+def _refuse_to_fetch(uri: str) -> dict[str, object]:
     raise ValueError(f"{uri} is elsewhere; a suite's schema must be whole")
 
 

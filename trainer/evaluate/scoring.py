@@ -4,7 +4,8 @@ Reads    a checkpoint folder (and its base for LoRA adapters): safetensors only,
 Units    losses in nats summed over an item's trained tokens
 Shapes   B items of a batch, T tokens, N trained positions, E hidden size, V vocabulary
 Errors   ModelError when the folder cannot be loaded
-Effects  sets the thread counts of torch and of the tokenizer; everything is greedy and in float32, so a CPU gives the same bits every time
+Effects  sets the thread counts of torch and of the tokenizer
+Exact    greedy and in float32: a CPU gives the same bits every time
 """
 
 import os
@@ -134,7 +135,7 @@ def load_scorer(folder: Path, base_folder: Path, *, device: str, threads: int) -
         ModelError: the folder does not hold a model that transformers can load.
     """
     torch.set_num_threads(threads)
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers: untyped
     os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # what the tokenizer uses
     adapter = (folder / "adapter_config.json").is_file()
     model = load_causal_lm(str(base_folder if adapter else folder), torch.float32)

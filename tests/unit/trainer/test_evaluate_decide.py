@@ -67,10 +67,15 @@ def test_two_primary_suites_share_the_level():
 
 
 def test_a_gain_on_one_primary_suite_does_not_buy_a_loss_on_another():
-    worse = replace(BETTER, name="second", p_value=1.0, gain=-0.2)
+    worse = replace(BETTER, name="second", p_value=1.0, gain=-0.2, ci95=(-0.3, -0.1))
     verdict = decide(**KNOWN, comparisons=[BETTER, worse])
     assert verdict.decision == "keep"
     assert "second" in verdict.reason
+
+
+def test_a_second_primary_suite_that_only_wavers_does_not_block():
+    wavering = replace(BETTER, name="second", p_value=0.6, gain=-0.01, ci95=(-0.05, 0.03))
+    assert decide(**KNOWN, comparisons=[BETTER, wavering]).decision == "promote"
 
 
 def test_a_gain_within_the_noise_floor_is_none():

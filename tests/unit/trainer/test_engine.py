@@ -1,0 +1,161 @@
+"""The optimizer step: packed equals unpacked, documents do not leak, nothing non-finite moves a weight."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import VOCABULARY, dials, gemma, llama, qwen, rows
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from core.errors import CheckpointError, NonFiniteLossError
+from trainer import loss as loss_module
+from trainer.engine import Engine
+from trainer.loss import summed_cross_entropy
+from trainer.packing import Row, pack
+
+MODELS = pytest.mark.parametrize("make", [qwen, llama, gemma])
+Make = Callable[[], PreTrainedModel]
+
+
+def _reference_gradients(model: PreTrainedModel, given: list[Row]) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients by the model's own eager attention, one document a pass, mean over all trained tokens."""
+    model.set_attn_implementation("eager")
+    trained = sum(int(row.mask[1:].sum()) for row in given)
+    total = 0.0
+    for row in given:
+        ids = torch.from_numpy(row.ids.astype(np.int64))[None]
+        logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
+        wanted = torch.from_numpy(row.mask[1:])
+        part = torch.nn.functional.cross_entropy(logits[wanted], ids[0, 1:][wanted], reduction="sum") / trained
+        part.backward()
+        total += part.item()
+    return total, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def _packed_gradients(engine: Engine, given: list[Row], budget: int = 4096) -> tuple[float, dict[str, Tensor]]:
+    engine.optimizer.zero_grad()
+    trained = sum(int(row.mask[1:].sum()) for row in given)
+    total = sum(float(engine.loss(batch, scale=1 / trained)) for batch in pack(given, budget))
+    return total, {name: p.grad.clone() for name, p in engine.trainable.items() if p.grad is not None}
+
+
+@MODELS
+@pytest.mark.parametrize("budget", [4096, 64])
+def test_loss_and_gradients_of_packed_rows_equal_those_of_single_rows(make: Make, budget: int) -> None:
+    given = rows([40, 38, 33, 12, 12, 7, 3, 250])
+    expected, wanted = _reference_gradients(make(), given)
+    found, gradients = _packed_gradients(Engine(make(), dials()), given, budget)
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert gradients.keys() == wanted.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, wanted[name], atol=1e-6, rtol=1e-4)
+
+
+@MODELS
+def test_changing_one_document_leaves_the_losses_and_gradients_of_all_others_unchanged(make: Make) -> None:
+    watched = rows([40, 36, 31, 12])
+    silent = [Row(row.ids, np.zeros_like(row.mask)) for row in rows([39, 33, 200, 5], seed=1)]
+    other = [Row((row.ids + 1) % VOCABULARY, row.mask) for row in silent]
+    engine = Engine(make(), dials())
+    before, gradients = _packed_gradients(engine, watched + silent)
+    after, changed = _packed_gradients(engine, watched + other)
+    assert after == pytest.approx(before, abs=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(changed[name], gradient, atol=1e-6, rtol=0)
+
+
+def test_an_optimizer_step_does_not_depend_on_how_rows_are_split_into_micro_batches() -> None:
+    given = rows([40, 20, 31, 12, 60, 9])
+    weights = []
+    for budget in (4096, 64):
+        engine = Engine(qwen(), dials())
+        for _ in range(3):
+            engine.step(pack(given, budget), 1e-2)
+        weights.append(dict(engine.trainable))
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name], atol=1e-5, rtol=1e-4)
+
+
+def test_training_learns_its_rows() -> None:
+    engine = Engine(qwen(), dials())
+    given = rows([12, 10, 9])
+    losses = [engine.step(pack(given, 4096), 1e-2).loss for _ in range(40)]
+    assert losses[-1] < 0.2 < 3 < losses[0]
+
+
+def test_the_gradient_is_clipped_to_the_set_norm() -> None:
+    engine = Engine(qwen(), dials(grad_clip=1e-3, learning_rate=0.0))
+    assert engine.step(pack(rows([30]), 4096), 0.0).grad_norm > 1e-3
+    norm = torch.nn.utils.get_total_norm([p.grad for p in engine.trainable.values()])
+    assert norm.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("poison", ["weight", "gradient"])
+def test_a_non_finite_loss_or_gradient_moves_no_weight_and_no_moment(poison: str) -> None:
+    engine = Engine(qwen(), dials())
+    engine.step(pack(rows([20]), 4096), 1e-2)
+    name, parameter = next(iter(engine.trainable.items()))
+    if poison == "weight":
+        with torch.no_grad():
+            parameter[5] = float("nan")
+        victim = [Row(np.array([5, 5, 5], np.int32), np.ones(3, np.bool_))]
+    else:
+        parameter.register_hook(lambda gradient: gradient * float("inf"))
+        victim = rows([20])
+    before = {n: p.detach().clone() for n, p in engine.trainable.items()}
+    moments = {n: t.clone() for n, t in engine.optimizer_tensors().items()}
+    with pytest.raises(NonFiniteLossError):
+        engine.step(pack(victim, 4096), 1e-2)
+    assert all(torch.equal(before[n].nan_to_num(7), p.detach().nan_to_num(7)) for n, p in engine.trainable.items())
+    assert all(torch.equal(moments[n], t) for n, t in engine.optimizer_tensors().items())
+    assert name
+
+
+def test_a_step_whose_rows_hold_no_trained_token_changes_nothing() -> None:
+    engine = Engine(qwen(), dials())
+    before = {n: p.detach().clone() for n, p in engine.trainable.items()}
+    silent = [Row(row.ids, np.zeros_like(row.mask)) for row in rows([9, 4])]
+    result = engine.step(pack(silent, 4096), 1e-2)
+    assert (result.loss, result.trained_tokens) == (0.0, 0)
+    assert all(torch.equal(before[n], p) for n, p in engine.trainable.items())
+
+
+def test_moments_taken_out_and_put_back_continue_bit_for_bit() -> None:
+    batches = pack(rows([30, 20]), 4096)
+    straight, resumed = Engine(qwen(), dials()), Engine(qwen(), dials())
+    for _ in range(2):
+        straight.step(batches, 1e-2)
+        resumed.step(batches, 1e-2)
+    kept = {name: tensor.clone() for name, tensor in resumed.optimizer_tensors().items()}
+    again = Engine(resumed.model, dials())
+    again.load_optimizer_tensors(kept)
+    for _ in range(2):
+        straight.step(batches, 1e-2)
+        again.step(batches, 1e-2)
+    assert all(torch.equal(p, again.trainable[n]) for n, p in straight.trainable.items())
+
+
+def test_moments_of_another_model_are_refused() -> None:
+    engine, other = Engine(qwen(), dials()), Engine(llama(), dials())
+    other.step(pack(rows([9]), 64), 1e-2)
+    with pytest.raises(CheckpointError, match="lm_head"):
+        engine.load_optimizer_tensors(other.optimizer_tensors())
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_the_chunked_loss_equals_the_plain_one(softcap: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", 3 * VOCABULARY)  # three positions a chunk
+    hidden, weight = torch.randn(10, 8, requires_grad=True), torch.randn(VOCABULARY, 8, requires_grad=True)
+    targets = torch.randint(0, VOCABULARY, (10,))
+    logits = hidden @ weight.T
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    expected = torch.nn.functional.cross_entropy(logits, targets, reduction="sum") * 0.1
+    wanted = torch.autograd.grad(expected, (hidden, weight))
+    found = summed_cross_entropy(hidden, weight, targets, scale=0.1, softcap=softcap)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    for gradient, reference in zip(torch.autograd.grad(found, (hidden, weight)), wanted, strict=True):
+        torch.testing.assert_close(gradient, reference, atol=1e-5, rtol=1e-4)

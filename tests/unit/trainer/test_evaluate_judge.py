@@ -1,0 +1,330 @@
+"""Whole judgements with a scorer made by hand: what is written, reused and decided. No torch."""
+
+import hashlib
+import json
+
+import jsonschema
+import pytest
+
+from core.atomic import read_json
+from core.checkpoints import Catalogue
+from core.errors import NotFoundError
+from core.paths import schema_file
+from core.settings import load_settings
+from trainer.evaluate.bench import Bench
+from trainer.evaluate.judge import Judge
+from trainer.evaluate.leaderboard import Leaderboard
+from trainer.evaluate.side_by_side import side_by_side
+
+JOBS = [f"20261122T01010{n}000000Z-abcdef" for n in range(3)]
+
+
+class FakeScorer:
+    """Every row costs `loss` nats a token (two tokens), shifted a little by its content; answers are looked up."""
+
+    def __init__(self, loss, answer):
+        self._loss, self._answer = loss, answer
+        self.rows_scored = 0
+
+    def losses(self, rows):
+        self.rows_scored += len(rows)
+        return [(2 * self._loss(json.dumps(row)), 2) for row in rows]
+
+    def answers(self, prompts, max_new_tokens):
+        return [self._answer(prompt[-1]["content"]) for prompt in prompts]
+
+    def count_tokens(self, text):
+        return len(text)
+
+
+def wobble(text):
+    """A fixed number in 0..1 for each text."""
+    return hashlib.sha256(text.encode()).digest()[0] / 255
+
+
+@pytest.fixture
+def farm(workspace):
+    return Farm(workspace)
+
+
+class Farm:
+    """A root with checkpoints whose models are FakeScorers."""
+
+    def __init__(self, workspace):
+        self.workspace = workspace
+        self.settings = load_settings(workspace, env={})
+        self.catalogue = Catalogue(workspace, "main")
+        self.scorers = {}
+        self.loads = []
+        self.base = self.commit(0, None, 3.0)
+
+    def commit(self, step, job, loss, answer="wrong", jitter=0.1):
+        staged = self.catalogue.stage(step)
+        (staged / "model.safetensors").write_bytes(f"{step}".encode())
+        head = self.catalogue.head()
+        jobs = [{"job_id": job, "file": "a.jsonl", "sha256": "0" * 64, "generator": "manual"}] if job else []
+        jobs = [{**one, "rows_train": 1, "rows_trained": 1, "epochs": 1} for one in jobs]
+        fields = {"step": step, "parent": head.id if head else None, "jobs": jobs, "train_loss": None, "versions": {}}
+        base = head.manifest["base"] if head else {"name": "b", "sha256": None}
+        sums = {"tokenizer_sha256": "", "chat_template_sha256": "", "profile": None, "config_sha256": ""}
+        made = self.catalogue.commit(staged, {**fields, **sums, "base": base})
+        reply = answer if callable(answer) else lambda prompt: answer
+        self.scorers[made.id] = FakeScorer(lambda text: loss + jitter * wobble(f"{step}{text}"), reply)
+        return made
+
+    def hold_out(self, job, rows, start=0):
+        folder = self.workspace.incoming_dir("main")
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"{job}.jsonl").open("w") as file:
+            for n in range(start, start + rows):
+                turns = [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": f"a{n}"}]
+                sha = hashlib.sha256(f"{n}".encode()).hexdigest()
+                file.write(json.dumps({"sha256": sha, "row": n, "messages": turns}) + "\n")
+
+    def add_suite(self, name, items=40, **fields):
+        folder = self.workspace.own_suites_dir / name
+        folder.mkdir(parents=True)
+        (folder / "suite.json").write_text(json.dumps({"name": name, "version": 1, "metric": "accuracy", **fields}))
+        lines = [json.dumps({"id": f"{name}-{n}", "prompt": f"{name} {n}", "expected": "right"}) for n in range(items)]
+        (folder / "items.jsonl").write_text("\n".join(lines))
+
+    def bench(self):
+        def load(checkpoint):
+            self.loads.append(checkpoint.id)
+            return self.scorers[checkpoint.id]
+
+        return Bench(self.workspace, load, {"format": 1})
+
+    def judge(self, candidate, serving=None, **more):
+        judge = Judge(self.workspace, self.settings, self.bench())
+        return judge.judge(candidate.id, serving.id if serving else None, **more)
+
+    def leaderboard(self):
+        return read_json(self.workspace.status_file("leaderboard.json"))
+
+
+@pytest.fixture(autouse=True)
+def _only_own_suites(monkeypatch):
+    """The shipped suites are tested elsewhere; here every number is chosen by hand."""
+    monkeypatch.setattr("core.paths.Workspace.suites_dirs", lambda self: [self.own_suites_dir])
+
+
+def test_a_better_checkpoint_is_promoted_over_the_base(farm):
+    farm.hold_out(JOBS[0], 100)
+    better = farm.commit(5, JOBS[0], 2.0)
+    doc = farm.judge(better, farm.base)
+    assert doc["decision"] == "promote"
+    assert doc["p_value"] < 0.001
+    assert doc["effect"]["incoming"]["delta"] == pytest.approx(1.0, abs=0.1)
+    assert doc["validation_loss"] == doc["suites"]["incoming"]["value"] == pytest.approx(2.05, abs=0.05)
+
+
+def test_the_leaderboard_follows_its_schema_and_keeps_earlier_candidates(farm):
+    farm.hold_out(JOBS[0], 100)
+    farm.judge(farm.base)
+    better = farm.commit(5, JOBS[0], 2.0)
+    farm.judge(better, farm.base)
+    worse = farm.commit(9, JOBS[1], 2.5)
+    farm.judge(worse, better, superseded=["7-aaaaaaaaaaaa"])
+    board = farm.leaderboard()
+    jsonschema.validate(board, read_json(schema_file("leaderboard")))
+    assert [c["decision"] for c in board["candidates"]] == ["no_baseline", "promote", "superseded", "keep"]
+    assert board["serving"] == better.id
+
+
+def test_a_checkpoint_that_is_no_better_is_kept(farm):
+    farm.hold_out(JOBS[0], 100)
+    assert farm.judge(farm.commit(5, JOBS[0], 3.0), farm.base)["decision"] == "keep"
+
+
+def test_the_base_against_nothing_has_no_baseline_and_is_promoted(farm):
+    doc = farm.judge(farm.base)
+    assert (doc["decision"], doc["promote"], doc["p_value"]) == ("no_baseline", True, None)
+
+
+def test_few_held_out_rows_are_no_baseline(farm):
+    farm.hold_out(JOBS[0], 29)
+    doc = farm.judge(farm.commit(5, JOBS[0], 9.0), farm.base)
+    assert (doc["decision"], doc["promote"]) == ("no_baseline", True)
+    assert "29" in doc["reason"]
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_is_never_promoted(farm, loss):
+    farm.hold_out(JOBS[0], 5)
+    broken = farm.commit(5, JOBS[0], loss)
+    for serving in (farm.base, None):
+        doc = farm.judge(broken, serving)
+        assert (doc["decision"], doc["promote"], doc["validation_loss"]) == ("keep", False, None)
+    jsonschema.validate(farm.leaderboard(), read_json(schema_file("leaderboard")))
+
+
+def test_rows_of_files_that_the_candidate_never_saw_do_not_count(farm):
+    farm.hold_out(JOBS[0], 40)
+    farm.hold_out(JOBS[1], 60, start=100)
+    doc = farm.judge(farm.commit(5, JOBS[0], 2.0), farm.base)
+    assert doc["suites"]["incoming"]["n"] == 40
+
+
+def test_a_row_that_two_files_hold_out_counts_once(farm):
+    farm.hold_out(JOBS[0], 40)
+    farm.hold_out(JOBS[1], 40, start=20)
+    farm.commit(5, JOBS[0], 2.5)
+    assert farm.judge(farm.commit(9, JOBS[1], 2.0), farm.base)["suites"]["incoming"]["n"] == 60
+
+
+def test_only_new_rows_are_scored_again(farm):
+    farm.hold_out(JOBS[0], 50)
+    first = farm.commit(5, JOBS[0], 2.0)
+    farm.judge(first, farm.base)
+    farm.hold_out(JOBS[1], 30, start=100)
+    farm.loads.clear()
+    second = farm.commit(9, JOBS[1], 1.0)
+    farm.judge(second, first)
+    assert farm.scorers[first.id].rows_scored == 80
+    assert farm.scorers[second.id].rows_scored == 80
+    farm.loads.clear()
+    farm.judge(second, first)
+    assert farm.loads == []
+
+
+def test_judging_twice_gives_the_same_bytes(farm):
+    farm.hold_out(JOBS[0], 60)
+    better = farm.commit(5, JOBS[0], 2.9)
+    samples = farm.workspace.evaluation_dir("main", better.id) / "samples.jsonl"
+    docs, files = [], []
+    for _ in range(2):
+        docs.append(farm.judge(better, farm.base))
+        files.append(samples.read_bytes())
+        samples.unlink()
+    changing = {"judged_at", "seconds", "scoring_seconds", "items_reused"}
+    assert files[0] == files[1]
+    assert {k: v for k, v in docs[0].items() if k not in changing} == {
+        k: v for k, v in docs[1].items() if k not in changing
+    }
+
+
+def test_samples_of_another_environment_or_damaged_ones_are_scored_again(farm):
+    farm.hold_out(JOBS[0], 30)
+    one = farm.commit(5, JOBS[0], 2.0)
+    farm.judge(one, farm.base)
+    samples = farm.workspace.evaluation_dir("main", one.id) / "samples.jsonl"
+    whole = samples.read_text()
+    for damaged in (whole.replace('"format": 1', '"format": 0', 1), whole[: len(whole) // 2], "[]\n", "7", ""):
+        samples.write_text(damaged)
+        farm.loads.clear()
+        farm.judge(one, farm.base)
+        assert farm.loads == [one.id]
+        assert samples.read_text() == whole
+
+
+def test_an_added_suite_decides_in_place_of_incoming(farm):
+    farm.hold_out(JOBS[0], 100)
+    farm.add_suite("exam")
+    worse_loss_right_answers = farm.commit(5, JOBS[0], 4.0, answer="right")
+    doc = farm.judge(worse_loss_right_answers, farm.base)
+    assert doc["decision"] == "promote"
+    assert doc["comparisons"]["incoming"]["role"] == "report"
+    assert doc["accuracy_percent"] == 100
+    assert doc["flips"]["exam"]["gained"] == 40
+    assert doc["recent_examples"][0] == {
+        "prompt": "exam 0",
+        "golden_answer": "right",
+        "model_answer": "right",
+        "matches": True,
+    }
+
+
+def test_a_guard_that_falls_keeps_the_old_checkpoint(farm):
+    farm.hold_out(JOBS[0], 100)
+    farm.add_suite("manners", role="guard", tolerance=0.05)
+    polite = farm.commit(5, JOBS[0], 2.0, answer="right")
+    farm.judge(polite, farm.base)
+    rude = farm.commit(9, JOBS[0], 1.0)
+    doc = farm.judge(rude, polite)
+    assert doc["decision"] == "keep"
+    assert "manners" in doc["reason"]
+    best = farm.leaderboard()["best"]["manners"]
+    assert (best["id"], best["value"]) == (polite.id, 1.0)
+
+
+def test_each_failed_try_against_the_same_checkpoint_makes_the_next_one_harder(farm):
+    farm.hold_out(JOBS[0], 100)
+    looks = []
+    for step in (5, 6, 7):
+        doc = farm.judge(farm.commit(step, JOBS[0], 3.0), farm.base)
+        looks.append((doc["look"], round(doc["alpha"], 5)))
+    assert looks == [(1, 0.025), (2, 0.00833), (3, 0.00417)]
+    again = farm.judge(farm.catalogue.get("7"), farm.base)
+    assert again["look"] == 3
+    better = farm.commit(8, JOBS[0], 1.0)
+    assert farm.judge(better, farm.base)["look"] == 4
+    assert farm.judge(farm.commit(9, JOBS[0], 1.0), better)["look"] == 1
+
+
+def test_scoring_one_suite_by_hand_decides_nothing(farm):
+    farm.hold_out(JOBS[0], 100)
+    farm.add_suite("exam")
+    one = farm.commit(5, JOBS[0], 2.0, answer="right")
+    farm.judge(one, farm.base)
+    before = farm.leaderboard()["candidates"][0]
+    farm.judge(one, one, only="incoming")
+    after = farm.leaderboard()["candidates"][0]
+    assert (after["decision"], after["p_value"], after["reason"]) == ("promote", before["p_value"], before["reason"])
+    assert after["suites"].keys() == {"exam", "incoming"}
+
+
+def test_the_serving_checkpoint_is_never_promoted_over_itself(farm):
+    assert farm.judge(farm.base, farm.base)["decision"] == "keep"
+
+
+def test_a_serving_checkpoint_taken_back_by_rewind_is_still_the_baseline(farm):
+    farm.hold_out(JOBS[0], 100)
+    served = farm.commit(5, JOBS[0], 1.0)
+    farm.catalogue.undo_after(farm.base.id)
+    doc = farm.judge(farm.commit(6, JOBS[0], 2.0), served)
+    assert doc["decision"] == "keep"
+    assert doc["comparisons"]["incoming"]["before"] == pytest.approx(1.05, abs=0.05)
+
+
+def test_a_serving_checkpoint_that_is_gone_leaves_no_baseline(farm):
+    farm.hold_out(JOBS[0], 100)
+    served = farm.commit(5, JOBS[0], 1.0)
+    newer = farm.commit(6, JOBS[0], 2.0)
+    farm.catalogue.remove(served)
+    doc = farm.judge(newer, served)
+    assert doc["decision"] == "no_baseline"
+    assert served.id in doc["reason"]
+
+
+def test_an_unknown_candidate_is_named(farm):
+    with pytest.raises(NotFoundError, match="99-"):
+        Judge(farm.workspace, farm.settings, farm.bench()).judge("99-aaaaaaaaaaaa", None)
+
+
+def test_a_failed_deployment_takes_the_promotion_back(farm):
+    farm.hold_out(JOBS[0], 100)
+    better = farm.commit(5, JOBS[0], 2.0)
+    farm.judge(better, farm.base)
+    folder = farm.workspace.evaluation_dir("main", better.id)
+    (folder / "deploy.json").write_text(json.dumps({"ok": False, "error": "canary: NaN logits"}))
+    board = Leaderboard(farm.workspace, "main")
+    board.mark_failed_gates()
+    board.save()
+    entry = farm.leaderboard()["candidates"][0]
+    assert entry["decision"] == "failed_gate"
+    assert "canary" in entry["reason"]
+
+
+def test_compare_names_the_better_one_whichever_side_it_stands_on(farm):
+    farm.hold_out(JOBS[0], 100)
+    better = farm.commit(5, JOBS[0], 2.0)
+    judge = Judge(farm.workspace, farm.settings, farm.bench())
+    for pair in ([farm.base.id, better.id], [better.id, farm.base.id]):
+        doc = side_by_side(farm.workspace, farm.settings, judge, farm.bench(), pair, None)
+        assert doc["winner"] == better.id
+    same = farm.commit(6, JOBS[0], 2.0)
+    doc = side_by_side(farm.workspace, farm.settings, judge, farm.bench(), [better.id, same.id], None)
+    assert doc["winner"] is None
+    assert "no decision" in doc["reason"]
+    assert not farm.workspace.status_file("leaderboard.json").exists()
