@@ -55,7 +55,8 @@ def drop(
     except OSError as error:
         raise storage_error(error, folder) from error
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the error that brought us here says more than the clean-up's
+            aside.unlink(missing_ok=True)
     return Dropped(target, sha256, size_bytes)
 
 

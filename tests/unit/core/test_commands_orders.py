@@ -1,0 +1,104 @@
+"""Commands that ask the daemon: they write request files, and nothing else."""
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sample_root import SampleRoot, working_day
+
+from core.cli import main
+from core.control import parse_control
+from core.paths import Workspace
+from core.status import iso_now, write_status
+
+
+def control_files(ws: Workspace) -> dict[str, dict[str, Any]]:
+    """Every control file, parsed as the daemon parses it: {command: arguments}."""
+    files = [parse_control(p.name, p.read_bytes()) for p in ws.control_dir.iterdir() if not p.name.startswith(".")]
+    return {file.command: file.arguments for file in files}
+
+
+@pytest.mark.parametrize("command", ["pause", "resume", "skip", "stop", "checkpoint"])
+def test_an_order_is_one_control_file(workspace: Workspace, command: str) -> None:
+    assert main([command, "--root", str(workspace.root)]) == 0
+    assert control_files(workspace) == {command: {}}
+
+
+def test_a_pause_carries_its_reason_and_the_wish_for_the_gpu(workspace: Workspace) -> None:
+    assert main(["pause", "--reason", "lunch", "--release-gpu", "--root", str(workspace.root)]) == 0
+    assert control_files(workspace) == {"pause": {"reason": "lunch", "release_gpu": True}}
+
+
+def test_wait_returns_when_the_daemon_says_the_order_is_in_effect(
+    workspace: Workspace, wait_until: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ack = {"command": "pause", "seen_at": iso_now(), "effective_at": iso_now(), "step": 1, "checkpoint": None}
+    write_status(workspace.status_file("control.json"), ack)
+    codes: list[int] = []
+    waiting = threading.Thread(target=lambda: codes.append(main(["pause", "--wait", "--root", str(workspace.root)])))
+    waiting.start()
+    wait_until((workspace.control_dir / "pause").exists, what="the control file")
+    assert codes == [], "an older acknowledgement must not count"
+    write_status(workspace.status_file("control.json"), ack | {"seen_at": iso_now(), "step": 7})
+    waiting.join(20)
+    assert codes == [0]
+    assert "step 7" in capsys.readouterr().out
+
+
+def test_a_request_names_the_checkpoint_in_full(workspace: Workspace) -> None:
+    best = working_day(workspace).catalogue.committed()[-1]
+    for verb in ("promote", "rewind", "pin", "evaluate"):
+        assert main([verb, best.id[:8], "--root", str(workspace.root)]) == 0
+    assert control_files(workspace) == {verb: {"id": best.id} for verb in ("promote", "rewind", "pin", "evaluate")}
+
+
+def test_an_unknown_checkpoint_writes_nothing(workspace: Workspace) -> None:
+    working_day(workspace)
+    assert main(["promote", "999", "--root", str(workspace.root)]) == 2
+    assert control_files(workspace) == {}
+
+
+def test_rollback_needs_no_id(workspace: Workspace) -> None:
+    assert main(["rollback", "--root", str(workspace.root)]) == 0
+    assert control_files(workspace) == {"rollback": {}}
+
+
+def test_retry_and_cancel_name_a_job_that_exists(workspace: Workspace) -> None:
+    job_id = SampleRoot(workspace).job("failed")["job_id"]
+    assert main(["retry", job_id, "--root", str(workspace.root)]) == 0
+    assert main(["cancel", "20260101T000000000000Z-abcdef", "--root", str(workspace.root)]) == 2
+    assert control_files(workspace) == {"retry": {"id": job_id}}
+
+
+def test_suite_add_stages_the_suite_complete_and_asks_for_it(workspace: Workspace, tmp_path: Path) -> None:
+    items = tmp_path / "sums.jsonl"
+    items.write_text('{"id": "a", "prompt": "1+1", "expected": "2"}\n')
+    assert main(["suite", "add", str(items), "--metric", "accuracy", "--root", str(workspace.root)]) == 0
+    staged = workspace.own_suites_dir / ".incoming-sums"
+    assert (staged / "items.jsonl").read_text() == items.read_text()
+    head = json.loads((staged / "suite.json").read_text())
+    assert head == {"name": "sums", "version": 1, "metric": "accuracy", "role": "primary"}
+    assert control_files(workspace) == {"suite": {"id": "sums"}}
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        ('{"prompt": "a", "expected": "b"}\nnot json\n', ":2"),
+        ('{"prompt": "a"}\n', ":1"),
+        ("\n", "no items"),
+        ("[]", ":1"),
+    ],
+)
+def test_a_broken_suite_is_refused_by_its_line_and_leaves_nothing(
+    workspace: Workspace, tmp_path: Path, content: str, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = tmp_path / "sums.jsonl"
+    items.write_text(content)
+    assert main(["suite", "add", str(items), "--root", str(workspace.root)]) in (2, 5)
+    assert place in capsys.readouterr().err
+    assert not workspace.own_suites_dir.exists()
+    assert control_files(workspace) == {}

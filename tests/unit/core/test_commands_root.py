@@ -1,0 +1,164 @@
+"""init, config, doctor: making a root and finding out whether this machine can run it."""
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from core.cli import main
+from core.commands import machine_checks, model_checks
+from core.gpu import Gpu, GpuReading
+from core.paths import Workspace
+from core.settings import load_settings
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_init_makes_a_root_that_every_part_accepts(tmp_path: Path, capsys: Capture) -> None:
+    root = tmp_path / "new"
+    assert main(["init", str(root)]) == 0
+    workspace = Workspace(root)
+    assert all(folder.is_dir() for folder in workspace.folders())
+    assert (root / "models" / "dropforge-tiny" / "tokenizer.json").is_file()
+    written = json.loads(workspace.config_file.read_text())
+    assert (root / written.pop("$schema")).resolve().is_file()
+    assert load_settings(workspace, env={}).raw == written, "config.json must be complete"
+    assert "dropforge up" in capsys.readouterr().out
+
+
+def test_init_never_overwrites_a_root(workspace: Workspace, capsys: Capture) -> None:
+    assert main(["init", str(workspace.root)]) == 2
+    assert workspace.config_file.read_text() == "{}\n"
+    assert "already" in capsys.readouterr().err
+
+
+def test_init_into_a_place_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["init", str(tmp_path / "file" / "below")]) == 4
+
+
+def test_doctor_passes_on_a_healthy_root_and_gives_json(workspace: Workspace, capsys: Capture) -> None:
+    free = free_ports(3)
+    argv = ["--set", f"inference.port={free[0]}", "--set", f"monitor.ports=[{free[1]}, {free[2]}]"]
+    assert main(["doctor", "--json", *argv, "--root", str(workspace.root)]) == 0
+    doc = json.loads(capsys.readouterr().out)
+    names = [check["name"] for check in doc["checks"]]
+    wanted = "python clock permissions filesystem disk inotify rsync ssh settings ports gpu torch memory"
+    assert set(wanted.split()) <= set(names)
+    assert doc["ok"] is True
+    assert list(workspace.inbox.glob(".doctor*")) == []
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def test_doctor_names_the_setting_of_a_taken_port_and_exits_five(workspace: Workspace, capsys: Capture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["doctor", "--set", f"inference.port={port}", "--root", str(workspace.root)]) == 5
+    shown = capsys.readouterr().out
+    assert f"port {port} on 127.0.0.1 is taken" in shown
+    assert "inference.port" in shown
+
+
+def test_doctor_explains_a_refused_config_instead_of_ending(workspace: Workspace, capsys: Capture) -> None:
+    workspace.config_file.write_text('{"hyperparam": {}}')
+    assert main(["doctor", "--root", str(workspace.root)]) == 5
+    shown = capsys.readouterr().out
+    assert "unknown key hyperparam" in shown
+    assert "PASS  python" in shown
+
+
+def test_doctor_names_what_the_old_config_asks_for_and_cannot_get(workspace: Workspace) -> None:
+    overrides = ["profile.name=emoji_think", "auto_generate.enabled=true"]
+    finding = model_checks.unbuilt(load_settings(workspace, overrides, env={}))
+    assert finding.status == "WARN"
+    assert "emoji_think" in finding.message
+    assert "auto_generate" in finding.message
+
+
+def test_a_missing_program_is_a_failure_with_the_package_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    finding = machine_checks.program("rsync", "publishing")
+    assert (finding.status, finding.fix) == ("FAIL", "apt-get install rsync")
+    assert machine_checks.program("ssh", "publishing", needed=False).status == "WARN"
+
+
+def test_rooms_on_two_filesystems_are_a_failure(workspace: Workspace) -> None:
+    elsewhere = Path("/dev/shm") / f"dropforge-test-{os.getpid()}"
+    elsewhere.mkdir()
+    try:
+        workspace.inbox.rename(workspace.root / "inbox-was-here")
+        workspace.inbox.symlink_to(elsewhere)
+        finding = machine_checks.one_filesystem(workspace)
+    finally:
+        elsewhere.rmdir()
+    assert finding.status == "FAIL"
+    assert "inbox/ is on another filesystem" in finding.message
+
+
+def test_a_job_from_the_future_is_a_clock_that_went_back(workspace: Workspace) -> None:
+    (workspace.lane("done") / "29990101T000000000000Z-abcdef").mkdir()
+    assert machine_checks.clock(workspace).status == "WARN"
+
+
+@pytest.mark.parametrize(
+    ("built", "capability", "fits"),
+    [
+        (["sm_80", "sm_90"], (9, 0), True),
+        (["sm_80", "sm_90"], (8, 6), True),
+        (["sm_80", "sm_90"], (7, 5), False),
+        (["sm_80", "sm_90"], (12, 0), False),
+        (["sm_90", "compute_90"], (12, 0), True),
+        (["sm_90a"], (9, 0), True),
+        ([], (8, 0), False),
+    ],
+)
+def test_a_torch_build_fits_a_gpu_by_its_architectures(
+    built: list[str], capability: tuple[int, int], fits: bool
+) -> None:
+    assert model_checks.supports(built, *capability) is fits
+
+
+def test_a_gpu_that_the_installed_torch_cannot_see_is_a_failure() -> None:
+    reading = GpuReading((Gpu("GPU-1", "Fake 9000", memory_total_bytes=24 << 30),), "999")
+    finding = model_checks.torch_build(reading)
+    assert finding.status == "FAIL"
+    assert "sees no GPU" in finding.message
+
+
+def test_a_lost_gpu_is_a_failure() -> None:
+    assert model_checks.nvml(GpuReading((Gpu("GPU-1", state="lost", message="gone"),), "999")).status == "FAIL"
+
+
+def write_safetensors_header(path: Path, values: int) -> None:
+    header = json.dumps({"__metadata__": {"format": "pt"}, "w": {"dtype": "F32", "shape": [values // 1000, 1000]}})
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode())
+
+
+def test_the_memory_estimate_counts_parameters_and_knows_lora(workspace: Workspace) -> None:
+    folder = workspace.root / "models" / "big"
+    folder.mkdir(parents=True)
+    write_safetensors_header(folder / "model-00001-of-00002.safetensors", 400_000_000)
+    write_safetensors_header(folder / "model-00002-of-00002.safetensors", 200_000_000)
+    reading = GpuReading((Gpu("GPU-1", memory_total_bytes=8_000_000_000),), "999")
+    settings = load_settings(workspace, ["model_path=models/big", "model_name=big"], env={})
+    fits = model_checks.memory(workspace, settings, reading)
+    assert (fits.status, "600.0 M parameters, LoRA" in fits.message) == ("PASS", True)
+    full = load_settings(workspace, ["model_path=models/big", "model_name=big", "trainer.method=full"], env={})
+    assert model_checks.memory(workspace, full, reading).status == "FAIL"
+
+
+def test_a_model_that_is_not_there_is_a_failure_unless_it_is_the_embedded_one(workspace: Workspace) -> None:
+    none = GpuReading(no_driver=True)
+    assert model_checks.memory(workspace, load_settings(workspace, env={}), none).status == "PASS"
+    absent = load_settings(workspace, ["model_path=models/absent", "model_name=x"], env={})
+    assert model_checks.memory(workspace, absent, none).status == "FAIL"

@@ -1,0 +1,170 @@
+"""status, jobs, logs, checkpoints, leaderboard, lineage: what a working root answers, to people and to programs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sample_root import SampleRoot, stamp, working_day
+
+from core.cli import main
+from core.paths import Workspace
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def sample(workspace: Workspace) -> SampleRoot:
+    return working_day(workspace)
+
+
+def ask(capsys: Capture, sample: SampleRoot, *argv: str, code: int = 0) -> dict[str, Any]:
+    """Run a command with --json and return its one document."""
+    assert main([*argv, "--json", "--root", str(sample.ws.root)]) == code
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return document
+
+
+def read(capsys: Capture, sample: SampleRoot, *argv: str, code: int = 0) -> str:
+    """Run a command as a person does and return what it prints."""
+    assert main([*argv, "--root", str(sample.ws.root)]) == code
+    return capsys.readouterr().out
+
+
+def test_status_holds_the_three_documents(sample: SampleRoot, capsys: Capture) -> None:
+    doc = ask(capsys, sample, "status")
+    assert set(doc) == {"daemon", "training", "deployment"}
+    assert doc["daemon"]["state"] == "training"
+    assert doc["deployment"]["serving"] == sample.catalogue.committed()[-1].id
+
+
+def test_status_for_a_person_names_file_step_reason_and_what_is_served(sample: SampleRoot, capsys: Capture) -> None:
+    shown = read(capsys, sample, "status")
+    for part in ("dialogues-0412.jsonl", "step 612 of 879", "notes.txt", sample.catalogue.committed()[-1].id):
+        assert part in shown
+
+
+def test_status_of_a_dead_daemon_does_not_say_that_it_trains(sample: SampleRoot, capsys: Capture) -> None:
+    sample.daemon("training", heartbeat=stamp(600))
+    assert "no heartbeat for 600 s" in read(capsys, sample, "status")
+
+
+def test_status_of_a_root_never_started_says_how_to_start(workspace: Workspace, capsys: Capture) -> None:
+    assert main(["status", "--root", str(workspace.root)]) == 0
+    assert "dropforge up" in capsys.readouterr().out
+
+
+def test_jobs_lists_every_lane_and_the_refused_files_oldest_first(sample: SampleRoot, capsys: Capture) -> None:
+    jobs = ask(capsys, sample, "jobs")["jobs"]
+    states = [job["state"] for job in jobs]
+    assert sorted(states) == sorted(["done", "done", "rejected", "rejected", "failed", "active", "queued", "queued"])
+    assert [job["job_id"] for job in jobs] == sorted(job["job_id"] for job in jobs)
+
+
+def test_the_lane_beats_the_state_that_a_waiting_verdict_still_says(sample: SampleRoot, capsys: Capture) -> None:
+    verdict = sample.job("active", state="queued")
+    (found,) = ask(capsys, sample, "jobs", verdict["job_id"])["jobs"]
+    assert found["state"] == "active"
+
+
+def test_a_job_without_a_readable_verdict_is_shown_not_raised(sample: SampleRoot, capsys: Capture) -> None:
+    verdict = sample.job("failed")
+    (sample.ws.lane("failed") / verdict["job_id"] / "verdict.json").write_text("{")
+    (found,) = ask(capsys, sample, "jobs", verdict["job_id"])["jobs"]
+    assert found["state"] == "failed"
+    assert "no readable verdict" in found["message"]
+
+
+def test_an_unknown_job_is_a_usage_error(sample: SampleRoot, capsys: Capture) -> None:
+    assert ask(capsys, sample, "jobs", "20260101T000000000000Z-abcdef", code=2)["error"]["error"] == "not_found"
+
+
+def test_a_job_for_a_person_says_what_is_wrong_and_how_to_mend_it(sample: SampleRoot, capsys: Capture) -> None:
+    job_id = next(j["job_id"] for j in ask(capsys, sample, "jobs")["jobs"] if j["code"] == "bad_json")
+    shown = read(capsys, sample, "jobs", job_id)
+    assert "line 17, column 42" in shown
+    assert "fix: mend line 17 of broken.jsonl" in shown
+
+
+def test_a_hostile_file_name_stays_one_harmless_line(sample: SampleRoot, capsys: Capture) -> None:
+    sample.job("done", "a\x1b[31m\nb\u202e.jsonl")
+    shown = read(capsys, sample, "jobs")
+    assert "\\x1b[31m\\x0ab\\u202e.jsonl" in shown
+    assert "\x1b[31m\n" not in shown
+
+
+def test_checkpoints_are_the_manifests_in_chain_order(sample: SampleRoot, capsys: Capture) -> None:
+    manifests = ask(capsys, sample, "checkpoints")["checkpoints"]
+    assert [m["step"] for m in manifests] == [0, 60, 560]
+    (one,) = ask(capsys, sample, "checkpoints", manifests[1]["id"][:8])["checkpoints"]
+    assert one == manifests[1]
+
+
+def test_checkpoints_for_a_person_names_the_base_and_the_files(sample: SampleRoot, capsys: Capture) -> None:
+    shown = read(capsys, sample, "checkpoints")
+    assert "the base, dropforge-tiny" in shown
+    assert "leftshift-train.jsonl" in shown
+    assert "1905 of 1905 row passes" in read(capsys, sample, "checkpoints", "560")
+
+
+def test_leaderboard_is_the_judges_document(sample: SampleRoot, capsys: Capture) -> None:
+    doc = ask(capsys, sample, "leaderboard")
+    assert [c["decision"] for c in doc["candidates"]] == ["keep", "promote"]
+    assert "94 of 100 against 0 of 100" in read(capsys, sample, "leaderboard")
+
+
+def test_lineage_of_a_checkpoint_lists_exactly_the_files_it_saw(sample: SampleRoot, capsys: Capture) -> None:
+    base, kept, best = sample.catalogue.committed()
+    doc = ask(capsys, sample, "lineage", best.id)
+    assert [f["file"] for f in doc["files"]] == ["greetings.jsonl", "leftshift-train.jsonl"]
+    assert set(doc["files"][0]) == {"job_id", "file", "sha256", "generator", "rows_trained"}
+    assert (doc["checkpoint"], doc["served"]) == (best.id, best.id)
+    assert doc["checkpoints"] == [base.id, kept.id, best.id]
+    assert [f["file"] for f in ask(capsys, sample, "lineage", "checkpoint-60")["files"]] == ["greetings.jsonl"]
+    assert ask(capsys, sample, "lineage", base.id)["files"] == []
+
+
+def test_lineage_of_a_file_lists_the_checkpoints_that_saw_it(sample: SampleRoot, capsys: Capture) -> None:
+    _base, kept, best = sample.catalogue.committed()
+    sha256 = kept.manifest["jobs"][0]["sha256"]
+    doc = ask(capsys, sample, "lineage", sha256)
+    assert (doc["file"], doc["checkpoints"], doc["served"]) == (sha256, [kept.id, best.id], best.id)
+    assert ask(capsys, sample, "lineage", kept.manifest["jobs"][0]["job_id"])["file"] == sha256
+
+
+def test_lineage_survives_the_removal_of_a_checkpoint(sample: SampleRoot, capsys: Capture) -> None:
+    _base, kept, best = sample.catalogue.committed()
+    sample.catalogue.remove(kept)
+    assert len(ask(capsys, sample, "lineage", best.id)["files"]) == 2
+    assert ask(capsys, sample, "lineage", kept.id)["checkpoint"] == kept.id
+
+
+def test_lineage_of_a_refused_file_says_that_no_checkpoint_saw_it(sample: SampleRoot, capsys: Capture) -> None:
+    refused = next(j for j in ask(capsys, sample, "jobs")["jobs"] if j["state"] == "rejected")
+    doc = ask(capsys, sample, "lineage", refused["sha256"])
+    assert (doc["checkpoints"], doc["served"]) == ([], None)
+    assert doc["files"][0]["rows_trained"] == 0
+
+
+def test_lineage_takes_the_file_itself(sample: SampleRoot, tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "unknown.jsonl"
+    path.write_text("{}\n")
+    assert ask(capsys, sample, "lineage", str(path), code=2)["error"]["error"] == "not_found"
+
+
+def test_logs_of_all_processes_are_merged_by_time(sample: SampleRoot, capsys: Capture) -> None:
+    for name, second in (("daemon", 1), ("trainer", 0), ("daemon", 2)):
+        record = {"time": f"2026-01-01T00:00:0{second}.0Z", "level": "info", "logger": name, "message": f"m{second}"}
+        with (sample.ws.logs_dir / f"{name}.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+    lines = read(capsys, sample, "logs").splitlines()
+    assert [line.rpartition(" ")[2] for line in lines] == ["m0", "m1", "m2"]
+    assert [line.rpartition(" ")[2] for line in read(capsys, sample, "logs", "-n", "1", "daemon").splitlines()] == [
+        "m2"
+    ]
+
+
+def test_an_unknown_log_is_named_with_those_there_are(sample: SampleRoot, capsys: Capture) -> None:
+    (sample.ws.logs_dir / "daemon.jsonl").write_text("")
+    assert main(["logs", "demon", "--root", str(sample.ws.root)]) == 2
+    assert "one of: daemon" in capsys.readouterr().err
