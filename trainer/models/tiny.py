@@ -23,8 +23,8 @@ WEIGHTS_FILE = "model.safetensors"
 def tiny_config() -> Qwen3Config:
     """The shape of the embedded model. Token ids follow the order of SPECIAL_TOKENS.
 
-    Four layers, because shifting needs induction (find the bit after the ones already copied), which takes two, and
-    the demo's score was steadier with two more; measured in docs/log.md.
+    Shifting bits needs induction (find what follows the bits already copied), which takes two layers; three or four
+    gave the same score at the same number of weights (docs/log.md, "Demo").
     """
     return Qwen3Config(
         vocab_size=VOCABULARY,
