@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--compare", nargs=2, metavar=("A", "B"))
     what.add_argument("--refresh", action="store_true")
     parser.add_argument("--serving", metavar="ID")
-    parser.add_argument("--superseded", nargs="*", default=[], metavar="ID")
+    parser.add_argument("--superseded", nargs="+", action="extend", default=[], metavar="ID")
     parser.add_argument("--suite", metavar="S")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
@@ -75,7 +75,7 @@ def _run(workspace: Workspace, settings: Settings, arguments: argparse.Namespace
         sys.stdout.write((json.dumps(doc, ensure_ascii=False) if arguments.json else render(doc)) + "\n")
         return 0
     doc = judge.judge(arguments.candidate, arguments.serving, superseded=arguments.superseded, only=arguments.suite)
-    logger.info("%s: %s, %s", doc["id"], doc["decision"], doc["reason"])
+    logger.info("%s: %s", doc["id"], f"{doc['decision']}, {doc['reason']}" if "decision" in doc else "scored")
     if arguments.json:
         sys.stdout.write(json.dumps(doc, ensure_ascii=False) + "\n")
     return 0

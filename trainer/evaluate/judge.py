@@ -1,7 +1,7 @@
 """One judgement: a candidate against what serves (arrow: judge).
 
 Reads    checkpoints/<run>/, config/suites/, status/leaderboard.json
-Writes   checkpoints/<run>/evaluations/<id>/{samples.jsonl,metrics.json}, then status/leaderboard.json
+Writes   checkpoints/<run>/evaluations/<id>/samples.jsonl, status/leaderboard.json, then evaluations/<id>/metrics.json
 Units    times in seconds and UTC; values in each suite's metric
 Errors   NotFoundError for an unknown checkpoint or suite; ConfigError for a broken suite; ModelError; StorageError
 Effects  redone from the start after a crash: nothing is half written, and a second time gives the same numbers
@@ -17,16 +17,15 @@ from core.checkpoints import Catalogue, Checkpoint
 from core.errors import NotFoundError
 from core.paths import Workspace
 from core.settings import Settings
-from core.status import iso_now
+from core.status import iso_now, read_status
 from trainer.evaluate.bench import Bench, locate
 from trainer.evaluate.compare import EXAMPLES, effect, flips, paired, summarise
 from trainer.evaluate.decide import Comparison, Decision, decide
-from trainer.evaluate.leaderboard import Leaderboard
+from trainer.evaluate.leaderboard import DECISION_KEYS, METRICS_FILE, Leaderboard, entry_of
 from trainer.evaluate.results import SuiteResult
 from trainer.evaluate.spending import alpha_at, resamples_for
 from trainer.evaluate.suites import INCOMING, Suite, deciding, incoming_suite, load_suites
 
-METRICS_FILE = "metrics.json"
 Results = Mapping[str, SuiteResult]
 
 
@@ -61,18 +60,28 @@ class Judge:
         board = Leaderboard(self._workspace, self._settings.run)
         board.serving = serving_id
         verdict, comparisons = self._decide(board, candidate, serving_id, before, after)
-        if only is not None:
-            verdict = _unchanged(board, candidate.id, only)
-        doc = self._document(candidate, serving_id, verdict, comparisons, before, after)
+        doc = self._document(candidate, serving_id, comparisons, before, after) | asdict(verdict)
+        doc["promote"] = verdict.promotes
         doc["seconds"] = round(time.perf_counter() - started, 3)
-        folder = self._workspace.evaluation_dir(self._settings.run, candidate.id)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / METRICS_FILE, doc)
+        if only is not None:
+            doc = self._earlier(candidate.id, doc)
         board.supersede(superseded, candidate.id)
-        board.record(_entry(doc, board.get(candidate.id) if only is not None else None))
+        if "decision" in doc:
+            board.record(entry_of(doc))
         board.mark_failed_gates()
         board.save()
+        folder = self._workspace.evaluation_dir(self._settings.run, candidate.id)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / METRICS_FILE, doc)  # last: with it the daemon takes the candidate as judged
         return doc
+
+    def _earlier(self, candidate_id: str, scored: dict[str, Any]) -> dict[str, Any]:
+        """Scoring one suite by hand decides nothing: its values join what was decided before, if anything was."""
+        known = read_status(self._workspace.evaluation_dir(self._settings.run, candidate_id) / METRICS_FILE)
+        if known is None:
+            return {key: value for key, value in scored.items() if key not in DECISION_KEYS}
+        joined = {key: {**known.get(key, {}), **scored[key]} for key in ("suites", "comparisons", "flips", "effect")}
+        return {**known, **joined}
 
     def suites(self, checkpoints: Sequence[Checkpoint], only: str | None = None) -> list[Suite]:
         """The suites on disk and `incoming` over the jobs these checkpoints have trained on."""
@@ -124,7 +133,6 @@ class Judge:
         self,
         candidate: Checkpoint,
         serving: str | None,
-        verdict: Decision,
         comparisons: Sequence[Comparison],
         before: Results,
         after: Results,
@@ -138,12 +146,6 @@ class Judge:
             "step": candidate.step,
             "run": self._settings.run,
             "baseline": serving,
-            "decision": verdict.decision,
-            "promote": verdict.promotes,
-            "p_value": verdict.p_value,
-            "alpha": verdict.alpha,
-            "look": verdict.look,
-            "reason": verdict.reason,
             "suites": {
                 name: {**value.as_dict(), "role": after[name].suite.role, "sha256": after[name].suite.sha256}
                 for name, value in values.items()
@@ -184,17 +186,3 @@ def _examples(result: SuiteResult) -> list[dict[str, Any]]:
         }
         for item, scored in asked[:EXAMPLES]
     ]
-
-
-def _unchanged(board: Leaderboard, candidate: str, only: str) -> Decision:
-    """Scoring one suite by hand decides nothing: an earlier decision stands."""
-    entry = board.get(candidate)
-    if entry is None:
-        return Decision("keep", None, f"scored by hand on {only} alone: nothing was decided")
-    return Decision(entry["decision"], entry["p_value"], entry["reason"], entry.get("alpha"), entry.get("look"))
-
-
-def _entry(doc: Mapping[str, Any], earlier: Mapping[str, Any] | None) -> dict[str, Any]:
-    kept = ("id", "step", "decision", "p_value", "reason", "baseline", "alpha", "look", "judged_at", "seconds")
-    suites = {**(earlier["suites"] if earlier else {}), **doc["suites"]}
-    return {key: doc[key] for key in kept} | {"suites": suites, "effect": doc["effect"]}

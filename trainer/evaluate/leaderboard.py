@@ -1,6 +1,6 @@
 """status/leaderboard.json: every candidate, what it scored and what was decided (arrow: judge).
 
-Reads    status/leaderboard.json, checkpoints/<run>/evaluations/<id>/deploy.json
+Reads    status/leaderboard.json, checkpoints/<run>/evaluations/<id>/{metrics.json,deploy.json}
 Writes   status/leaderboard.json, whole, by rename: the judge is its one writer
 Units    values in each metric's unit; times in UTC
 Errors   StorageError when the disk refuses
@@ -11,9 +11,12 @@ from typing import Any  # a JSON document of config/schemas/leaderboard.schema.j
 
 from core.paths import Workspace
 from core.status import read_status, write_status
+from trainer.evaluate.decide import PROMOTING
 from trainer.evaluate.suites import LOSS_METRICS
 
 FILE = "leaderboard.json"
+METRICS_FILE = "metrics.json"
+DECISION_KEYS = ("decision", "promote", "p_value", "alpha", "look", "reason")
 Entry = dict[str, Any]
 
 
@@ -26,6 +29,15 @@ class Leaderboard:
         doc = read_status(workspace.status_file(FILE)) or {}
         self.serving: str | None = doc.get("serving")
         self.entries: list[Entry] = list(doc.get("candidates", []))
+        for judged in self._judgements():
+            if self.get(judged["id"]) is None:
+                self.record(entry_of(judged))
+
+    def _judgements(self) -> list[Entry]:
+        """Every metrics.json with a decision, oldest first: what a lost leaderboard is rebuilt from."""
+        folder = self._workspace.evaluation_dir(self._run, "-").parent
+        found = [read_status(path) for path in folder.glob(f"*/{METRICS_FILE}")]
+        return sorted((doc for doc in found if doc and "decision" in doc), key=lambda doc: str(doc.get("judged_at")))
 
     def get(self, checkpoint_id: str) -> Entry | None:
         return next((entry for entry in self.entries if entry["id"] == checkpoint_id), None)
@@ -50,21 +62,29 @@ class Leaderboard:
         return 1 + len(earlier)
 
     def mark_failed_gates(self) -> None:
-        """A candidate whose deployment failed its gate was not promoted after all."""
+        """A candidate whose deployment failed its gate was not promoted after all, until a later try succeeds."""
         for entry in self.entries:
-            if entry["decision"] in ("promote", "no_baseline"):
-                folder = self._workspace.evaluation_dir(self._run, entry["id"])
-                deploy = read_status(folder / "deploy.json") or {}
-                if deploy.get("ok") is False and deploy.get("gate_failed", True):
-                    entry["decision"] = "failed_gate"
-                    entry["reason"] = (
-                        f"{deploy.get('error') or 'the deployment gate refused it'}; before: {entry['reason']}"
-                    )
+            folder = self._workspace.evaluation_dir(self._run, entry["id"])
+            deploy = read_status(folder / "deploy.json") or {}
+            refused = deploy.get("ok") is False and deploy.get("gate_failed", True)
+            if refused and entry["decision"] in PROMOTING:
+                entry["before_gate"] = {"decision": entry["decision"], "reason": entry["reason"]}
+                entry["decision"] = "failed_gate"
+                why = deploy.get("error") or "the deployment gate refused it"
+                entry["reason"] = f"{why}; before that: {entry['reason']}"
+            elif deploy.get("ok") is True and "before_gate" in entry:
+                entry.update(entry.pop("before_gate"))
 
     def save(self) -> None:
         """Replace the file. Raises StorageError."""
         doc = {"serving": self.serving, "candidates": self.entries, "best": best_ever(self.entries, self.serving)}
         write_status(self._workspace.status_file(FILE), doc)
+
+
+def entry_of(metrics: Mapping[str, Any]) -> Entry:
+    """A candidate's line of the leaderboard from its metrics.json."""
+    kept = ("id", "step", *DECISION_KEYS, "baseline", "judged_at", "seconds", "suites", "effect")
+    return {key: metrics.get(key) for key in kept}
 
 
 def best_ever(entries: Iterable[Mapping[str, Any]], serving: str | None) -> dict[str, Any]:

@@ -262,6 +262,17 @@ def test_each_failed_try_against_the_same_checkpoint_makes_the_next_one_harder(f
     assert farm.judge(farm.commit(9, JOBS[0], 1.0), better)["look"] == 1
 
 
+def test_a_lost_leaderboard_is_rebuilt_and_no_look_is_forgotten(farm):
+    farm.hold_out(JOBS[0], 100)
+    for step in (5, 6):
+        farm.judge(farm.commit(step, JOBS[0], 3.0), farm.base)
+    whole = farm.leaderboard()
+    farm.workspace.status_file("leaderboard.json").unlink()
+    doc = farm.judge(farm.commit(7, JOBS[0], 3.0), farm.base)
+    assert doc["look"] == 3
+    assert farm.leaderboard()["candidates"][:2] == whole["candidates"]
+
+
 def test_scoring_one_suite_by_hand_decides_nothing(farm):
     farm.hold_out(JOBS[0], 100)
     farm.add_suite("exam")
@@ -272,6 +283,16 @@ def test_scoring_one_suite_by_hand_decides_nothing(farm):
     after = farm.leaderboard()["candidates"][0]
     assert (after["decision"], after["p_value"], after["reason"]) == ("promote", before["p_value"], before["reason"])
     assert after["suites"].keys() == {"exam", "incoming"}
+
+
+def test_scoring_one_suite_by_hand_of_an_unjudged_commit_leaves_it_unjudged(farm):
+    farm.hold_out(JOBS[0], 100)
+    one = farm.commit(5, JOBS[0], 2.0)
+    doc = farm.judge(one, farm.base, only="incoming")
+    assert "decision" not in doc
+    assert doc["suites"]["incoming"]["n"] == 100
+    assert farm.leaderboard()["candidates"] == []
+    assert farm.judge(one, farm.base)["decision"] == "promote"
 
 
 def test_the_serving_checkpoint_is_never_promoted_over_itself(farm):
@@ -314,6 +335,10 @@ def test_a_failed_deployment_takes_the_promotion_back(farm):
     entry = farm.leaderboard()["candidates"][0]
     assert entry["decision"] == "failed_gate"
     assert "canary" in entry["reason"]
+    (folder / "deploy.json").write_text(json.dumps({"ok": True}))
+    board.mark_failed_gates()
+    assert board.entries[0]["decision"] == "promote"
+    assert "canary" not in board.entries[0]["reason"]
 
 
 def test_compare_names_the_better_one_whichever_side_it_stands_on(farm):
