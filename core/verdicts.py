@@ -31,11 +31,19 @@ def job_ids(workspace: Workspace) -> set[str]:
 
 def verdict_of(workspace: Workspace, job_id: str) -> dict[str, Any]:
     """One job's verdict. Raises NotFoundError."""
+    return _verdict(*_find(workspace, job_id))
+
+
+def folder_of(workspace: Workspace, job_id: str) -> Path:
+    """Where everything about a job lies, refused and claimed files included. Raises NotFoundError."""
+    return _find(workspace, job_id)[0]
+
+
+def _find(workspace: Workspace, job_id: str) -> tuple[Path, str | None]:
     if is_job_id(job_id):
         for parent, state in _places(workspace):
-            folder = parent / job_id
-            if folder.is_dir():
-                return _verdict(folder, state)
+            if (parent / job_id).is_dir():
+                return parent / job_id, state
     raise NotFoundError(f"no job {job_id!r}", fix="dropforge jobs lists them")
 
 
