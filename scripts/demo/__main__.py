@@ -18,7 +18,7 @@ from typing import Any  # verdicts and status files are JSON
 import requests
 
 from curriculum.generators.binary import Problem, draw, write_rows, write_suite
-from scripts.demo.farm import Answer, Farm, FarmError
+from scripts.farm import Answer, Farm, FarmError
 from scripts.demo.screen import Screen, TrainingBar
 
 SEED = 2026

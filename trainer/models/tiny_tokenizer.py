@@ -18,6 +18,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from core.atomic import storage_error, write_bytes
+from core.chatml import TurnMarks, chatml_template
 from core.errors import DropforgeError
 
 CORPUS = Path(__file__).with_name("tiny_corpus.txt")
@@ -27,24 +28,6 @@ TURN_START = "<|im_start|>"
 TURN_END = "<|im_end|>"
 SPECIAL_TOKENS = (PAD, TURN_START, TURN_END)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-
-# ChatML. The assistant's words and the token that ends its turn stand inside the generation marks: those are trained.
-CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-{%- if message['role'] == 'assistant' -%}
-{{- '<|im_start|>assistant\\n' -}}
-{%- generation -%}
-{{- message['content'] + '<|im_end|>' -}}
-{%- endgeneration -%}
-{{- '\\n' -}}
-{%- else -%}
-{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-{{- '<|im_start|>assistant\\n' -}}
-{%- endif -%}
-"""
 
 
 def train_tokenizer(corpus: str) -> Tokenizer:
@@ -92,7 +75,7 @@ def write_tokenizer(folder: Path) -> None:
         "clean_up_tokenization_spaces": False,  # transformers would otherwise drop the space before a full stop
         "model_max_length": 2048,
     }
-    write_bytes(folder / "chat_template.jinja", CHAT_TEMPLATE.encode())
+    write_bytes(folder / "chat_template.jinja", chatml_template(TurnMarks(TURN_START, TURN_END)).encode())
     write_bytes(folder / "tokenizer_config.json", (json.dumps(config, indent=2) + "\n").encode())
     write_bytes(folder / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
 

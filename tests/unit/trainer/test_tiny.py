@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from core.chat_templates import ChatEncoder
 from trainer.models.tiny import WEIGHTS_FILE, make_tiny
 from trainer.models.tiny_tokenizer import SPECIAL_TOKENS, TOKENIZER_FILES, VOCABULARY, main
 
@@ -133,3 +134,15 @@ def test_an_unwritable_folder_ends_with_exit_code_4(tmp_path: Path, capsys: pyte
     (tmp_path / "file").write_text("")
     assert main([str(tmp_path / "file" / "below")]) == 4
     assert "below" in capsys.readouterr().err
+
+
+def test_the_gates_and_the_server_read_the_same_template_as_transformers(tiny: Path) -> None:
+    encoder = ChatEncoder.from_folder(tiny)
+    encoded = encoder.encode_row({"messages": CHAT})
+    theirs = AutoTokenizer.from_pretrained(tiny).apply_chat_template(
+        CHAT, return_dict=True, return_assistant_tokens_mask=True
+    )
+    assert encoder.template_source == "own"
+    assert list(encoded.ids) == theirs["input_ids"]
+    assert [int(on) for on in encoded.mask] == theirs["assistant_masks"]
+    assert encoder.eos_ids == {SPECIAL_TOKENS.index("<|im_end|>")}
