@@ -5,6 +5,7 @@ Errors   ConfigError naming monitor.ports when a port is taken
 """
 
 import errno
+import logging
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -62,6 +63,9 @@ def _port_error(error: Exception, host: str, port: int) -> ConfigError:
 
 def serve(app: Flask, sockets: list[socket.socket], stopping: threading.Event, end_streams: Callable[[], None]) -> None:
     """Answer until `stopping` is set, then end streams, let running answers finish for two seconds, and close."""
+    logging.getLogger("waitress").setLevel(
+        logging.ERROR
+    )  # every client that leaves and every busy moment is a line else
     connections: dict[int, wasyncore.dispatcher] = {}
     server = create_server(
         app,

@@ -143,7 +143,9 @@ class SampleRoot:
 
     def deployment(self, serving: str | None, previous: str | None = None) -> None:
         facts = {"serving": serving, "previous": previous, "url": "http://127.0.0.1:8765", "seen_at": iso_now()}
-        self.status("deployment", {**facts, "ok": True, "error": None, "checkpoints": [c for c in (serving, previous) if c]})
+        self.status(
+            "deployment", {**facts, "ok": True, "error": None, "checkpoints": [c for c in (serving, previous) if c]}
+        )
 
     def leaderboard(self, serving: str | None, *candidates: dict[str, Any]) -> None:
         self.status("leaderboard", {"serving": serving, "candidates": list(candidates)})

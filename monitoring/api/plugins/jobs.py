@@ -47,9 +47,7 @@ class JobsPlugin:
         found, following = self._search(jobs, query.text("q").casefold(), newest)
         return {"jobs": found, "total": total, "next": following}
 
-    def _search(
-        self, jobs: list[tuple[str, str]], wanted: str, most: int | None
-    ) -> tuple[list[Document], str | None]:
+    def _search(self, jobs: list[tuple[str, str]], wanted: str, most: int | None) -> tuple[list[Document], str | None]:
         """Walk from the newest back, until enough is found or enough was read."""
         found: list[Document] = []
         following = None

@@ -26,9 +26,7 @@ class MachinePlugin:
         """{"gpus": [...] (empty without a GPU), "driver", "error", "system", "processes": [{name, pid, rss_bytes}]}."""
         reading = self._probe.read().as_dict()
         named = dict(self._processes())
-        facts = [
-            {"name": named[p.pid], "pid": p.pid, "rss_bytes": p.rss_bytes} for p in read_processes(named)
-        ]
+        facts = [{"name": named[p.pid], "pid": p.pid, "rss_bytes": p.rss_bytes} for p in read_processes(named)]
         return {
             "gpus": list(reading["devices"]),
             "driver": reading["driver"],

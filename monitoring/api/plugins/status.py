@@ -60,7 +60,7 @@ def health(document: Document | None, stamp: str) -> Document:
     if age < -_CLOCK_SLACK_S:
         return {"state": "stale", "age_s": age, "message": f"its {stamp} lies in the future: was the clock set back?"}
     if age > STALE_AFTER_S:
-        return {"state": "stale", "age_s": age, "message": f"it has said nothing for {age:.0f} s"}
+        return {"state": "stale", "age_s": age, "message": f"not heard for {age:.0f} s"}
     return {"state": "ok", "age_s": age, "message": ""}
 
 
