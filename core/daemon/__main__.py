@@ -1,0 +1,154 @@
+"""`python -m core.daemon --root ROOT`: build the daemon by hand and run it (all arrows start here).
+
+Errors   exit 0 clean, 2 configuration, 3 already running, 4 storage; one line on stderr names the cause
+"""
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from core.daemon.background_worker import BackgroundWorker
+from core.daemon.catalogue_view import CatalogueView
+from core.daemon.children import Children
+from core.daemon.claims import ClaimDesk
+from core.daemon.config_watch import ConfigWatch
+from core.daemon.context import Context
+from core.daemon.control_files import Control
+from core.daemon.deployment import DeploymentPoller, DeploymentView, server_url
+from core.daemon.disk_guard import DiskGuard
+from core.daemon.events import EventLog
+from core.daemon.file_watcher import FileWatcher
+from core.daemon.gate_call import check_claim
+from core.daemon.gating import Gate, Gating
+from core.daemon.heartbeat import Heartbeat
+from core.daemon.inbox_guard import InboxGuard, check_same_filesystem
+from core.daemon.intake import Intake
+from core.daemon.judging import Judging
+from core.daemon.ledger_feed import LedgerFeed
+from core.daemon.loop import Daemon, Parts, name_unbuilt, run
+from core.daemon.orders import OrderBook
+from core.daemon.outcomes import Outcomes, finish_moves
+from core.daemon.pid_manager import InstanceLock, die_with_parent
+from core.daemon.request_actions import RequestActions
+from core.daemon.signals import Signals
+from core.daemon.snapshot_service import SnapshotService
+from core.daemon.supervisor import Supervisor
+from core.daemon.trainer_keeper import TrainerKeeper
+from core.daemon.training_view import TrainingView
+from core.daemon.wakeup import Wakeup
+from core.errors import DropforgeError
+from core.formats import SUFFIXES
+from core.job_queue import JobQueue
+from core.logs import setup_logging
+from core.paths import Workspace, find_root
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the daemon in the foreground. Returns the exit code of the contract."""
+    die_with_parent()
+    options = _options(argv)
+    try:
+        workspace = Workspace(find_root(options.root))
+        context = _context(workspace, options.set)
+        setup_logging(workspace, "daemon")
+        lock = InstanceLock.acquire(workspace.lock_file)
+        _prepare(context)
+        return _run(context, options, lock.fd)
+    except DropforgeError as error:
+        print(f"dropforge daemon: {error}", file=sys.stderr)  # noqa: T201  # the one line a person reads
+        return error.exit_code
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m core.daemon", description="Take files in, train on them.")
+    parser.add_argument("--root", type=Path, help="folder that holds config.json")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
+    parser.add_argument("--exit-when-idle", action="store_true", help="end when nothing is left to do")
+    parser.add_argument("--intake-only", action="store_true", help="check and queue files, start no trainer")
+    parser.add_argument(
+        "--server-grace-s", type=float, default=10.0, help="how long to wait for the inference server to answer"
+    )
+    return parser.parse_args(argv)
+
+
+def _context(workspace: Workspace, overrides: Sequence[str]) -> Context:
+    config = ConfigWatch(workspace, overrides)
+    workspace.make_folders()
+    return Context(workspace, config, JobQueue(workspace), EventLog(workspace), Wakeup())
+
+
+def _prepare(context: Context) -> None:
+    """What must be in order before anything runs. We hold the lock, so no trainer lives."""
+    check_same_filesystem(context.workspace)
+    for job_id in finish_moves(context.queue):
+        context.events.emit("job_finished_late", "its verdict was final, its move was not", job_id=job_id)
+    name_unbuilt(context)
+
+
+def _run(context: Context, options: argparse.Namespace, lock_fd: int, gate: Gate = check_claim) -> int:
+    parts, worker, poller = build(context, options, lock_fd, gate)
+    parts.signals.install(context.wakeup)
+    parts.control.start_clean()
+    parts.snapshots.start_clean()
+    poller.start()
+    context.events.emit("started", "the daemon is up", root=str(context.workspace.root))
+    try:
+        run(Daemon(parts, exit_when_idle=options.exit_when_idle), context)
+    finally:
+        parts.children.supervisor.kill_all()
+        worker.stop()
+        poller.stop()
+    return 0
+
+
+def build(
+    context: Context, options: argparse.Namespace, lock_fd: int | None, gate: Gate
+) -> tuple[Parts, BackgroundWorker, DeploymentPoller]:
+    """Every object of the daemon, made once and joined by hand."""
+    workspace, wake = context.workspace, context.wakeup.set
+    worker = BackgroundWorker(wake)
+    poller = DeploymentPoller(server_url(context.settings), wake)
+    training = TrainingView(workspace)
+    orders = OrderBook(workspace, training)
+    view = CatalogueView(workspace, context.run)
+    view.refresh()
+    deployment = DeploymentView(context, poller)
+    children = Children(workspace, context.config.overrides, Supervisor())
+    desk = ClaimDesk(workspace, context.queue)
+    intake = Intake(context, desk, Gating(gate, workspace.root, worker), SUFFIXES, time.monotonic)
+    judging = Judging(context, children, view, deployment, grace_s=options.server_grace_s)
+    requests = RequestActions(context, orders, intake, judging)
+    watched = (workspace.inbox, workspace.inbox / "high", workspace.inbox / "low", workspace.control_dir)
+    trainer = None
+    if not options.intake_only:
+        trainer = TrainerKeeper(context, children, orders, training, view, lock_fd=lock_fd)
+    parts = Parts(
+        context=context,
+        signals=Signals(),
+        watcher=FileWatcher(watched, wake),
+        inbox_guard=InboxGuard(context),
+        intake=intake,
+        control=Control(context, orders, requests.table()),
+        orders=orders,
+        training=training,
+        view=view,
+        deployment=deployment,
+        children=children,
+        trainer=trainer,
+        judging=judging,
+        outcomes=Outcomes(context, view, deployment, judging),
+        snapshots=SnapshotService(context, view, deployment, judging.wanted),
+        disk=DiskGuard(context, orders),
+        ledger=LedgerFeed(context),
+        heartbeat=Heartbeat(context),
+    )
+    return parts, worker, poller
+
+
+if __name__ == "__main__":
+    sys.exit(main())

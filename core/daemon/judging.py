@@ -1,0 +1,267 @@
+"""After a commit: judge it, publish what is better, one errand at a time (arrow: checkpoints -> judge -> publisher).
+
+Reads    evaluations/<id>/metrics.json and deploy.json, what the server says it serves
+Starts   `python -m trainer.evaluate`, `python -m inference.publish`, through the supervisor, never both at once
+Errors   none: an errand that fails is repeated with back-off, then given up, named in events and status
+"""
+
+import logging
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any  # metrics and deploy documents are JSON
+
+from core.checkpoints import Checkpoint
+from core.daemon.catalogue_view import CatalogueView
+from core.daemon.children import Children
+from core.daemon.context import Context
+from core.daemon.deployment import DeploymentView
+from core.daemon.supervisor import State
+from core.status import read_status
+
+logger = logging.getLogger(__name__)
+
+GATE_FAILED = 5
+_DEFER_S = 300.0
+
+
+@dataclass(slots=True)
+class Errand:
+    """One run of the judge or the publisher. `ack` is set when it has ended: also the answer to a request."""
+
+    kind: str  # judge | evaluate | publish | rollback | refresh
+    child: str
+    argv: tuple[str, ...]
+    checkpoint: str | None = None
+    by_hand: bool = False
+    ack: dict[str, Any] | None = None
+    note: str = field(default="")
+
+
+class Judging:
+    """Decides what to run next from what lies on the disk, so that a restart simply goes on."""
+
+    def __init__(
+        self, context: Context, children: Children, view: CatalogueView, deployment: DeploymentView, *, grace_s: float
+    ) -> None:
+        self._context = context
+        self._children = children
+        self._view = view
+        self._deployment = deployment
+        self._grace_s = grace_s
+        self._began_s: float | None = None
+        self._asked: deque[Errand] = deque()
+        self._now: Errand | None = None
+        self._promote: dict[str, bool] = {}
+        self._sent: tuple[str | None, int] | None = None
+        self._given_up: set[str] = set()
+        self._refused: set[str] = set()
+        self._deferred_until_s = 0.0
+        self._was_ok = False
+        self._refresh = False
+        self.judged: list[str] = []
+
+    # --- asked by people ------------------------------------------------------------------------------------------
+
+    def ask_publish(self, checkpoint_id: str) -> Errand:
+        return self._ask(self._publish(checkpoint_id, by_hand=True))
+
+    def ask_rollback(self) -> Errand:
+        argv = self._children.python("inference.publish", "--rollback")
+        return self._ask(Errand("rollback", "publisher", argv, by_hand=True))
+
+    def ask_evaluation(self, checkpoint_id: str, suite: str | None) -> Errand:
+        more = ("--suite", suite) if suite else ()
+        argv = self._children.python("trainer.evaluate", "--candidate", checkpoint_id, *self._serving_option(), *more)
+        return self._ask(Errand("evaluate", "judge", argv, checkpoint_id, by_hand=True))
+
+    def _ask(self, errand: Errand) -> Errand:
+        self._asked.append(errand)
+        return errand
+
+    # --- one turn -------------------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        self._began_s = now if self._began_s is None else self._began_s
+        if self._deployment.ok and not self._was_ok:
+            self._deferred_until_s = 0.0  # it is back: what was put off is tried again
+        self._was_ok = self._deployment.ok
+        if self._now is not None:
+            self._watch(self._now, now)
+        if self._now is None:
+            errand = self._next(now)
+            if errand is not None:
+                self._now = errand
+                self._children.run(errand.child, errand.argv, now)
+
+    @property
+    def under_judgement(self) -> str | None:
+        """The checkpoint that the judge or the publisher has in hand."""
+        return self._now.checkpoint if self._now is not None else None
+
+    def wanted(self) -> set[str]:
+        """Checkpoints that retention must leave alone: in hand, or waiting to be judged or published."""
+        due = [self._to_judge(), self._to_publish(None), self._view.find(self.under_judgement)]
+        asked = {errand.checkpoint for errand in self._asked if errand.checkpoint}
+        return asked | {checkpoint.id for checkpoint in due if checkpoint is not None}
+
+    def at_rest(self, now: float) -> bool:
+        """Nothing runs, nothing is due; a server that does not answer is waited for during the grace only."""
+        if self._now is not None or self._asked or self._refresh or self._settling() or self._to_judge() is not None:
+            return False
+        waiting_for_server = not self._deployment.ok and now - (self._began_s or now) < self._grace_s
+        if self._to_publish(None) is None and self._deployment.serving is not None:
+            return True
+        if self._view.base is None:
+            return True
+        return not waiting_for_server and self._to_publish(now) is None
+
+    def stop(self, now: float) -> None:
+        for name in ("judge", "publisher"):
+            self._children.stop(name, now)
+
+    def _next(self, now: float) -> Errand | None:
+        if self._asked:
+            return self._asked.popleft()
+        if self._settling():
+            return None
+        if self._refresh:
+            self._refresh = False
+            argv = self._children.python("trainer.evaluate", "--refresh", *self._serving_option())
+            return Errand("refresh", "judge", argv)
+        publish = self._to_publish(now)
+        if publish is not None:
+            return self._publish(publish.id)
+        return self._judge(now)
+
+    def _settling(self) -> bool:
+        """Something was just published and the server has not been heard since (the poll on the way may be older)."""
+        if self._sent is not None:
+            checkpoint_id, polls = self._sent
+            if self._deployment.polls >= polls + 2 or (checkpoint_id and checkpoint_id == self._deployment.serving):
+                self._sent = None
+        return self._sent is not None
+
+    def _publish(self, checkpoint_id: str, *, by_hand: bool = False) -> Errand:
+        argv = self._children.python("inference.publish", checkpoint_id)
+        return Errand("publish", "publisher", argv, checkpoint_id, by_hand)
+
+    def _judge(self, now: float) -> Errand | None:
+        candidate = self._to_judge()
+        if candidate is None or not self._baseline_known(now):
+            return None
+        options = [*self._serving_option()]
+        for older in self._superseded(candidate):
+            options += ["--superseded", older.id]
+        argv = self._children.python("trainer.evaluate", "--candidate", candidate.id, *options)
+        return Errand("judge", "judge", argv, candidate.id)
+
+    def _serving_option(self) -> tuple[str, ...]:
+        serving = self._deployment.serving
+        return ("--serving", serving) if serving is not None else ()
+
+    def _baseline_known(self, now: float) -> bool:
+        """Judge against what serves; without a server only after the grace."""
+        over = now - (self._began_s or now) >= self._grace_s
+        return self._deployment.serving is not None or over or now < self._deferred_until_s
+
+    # --- what is due, read from the disk --------------------------------------------------------------------------
+
+    def _to_judge(self) -> Checkpoint | None:
+        """The newest job-end commit, unless it is decided or already serves."""
+        ends = self._view.job_ends
+        if not ends or ends[-1].id == self._deployment.serving or self._is_decided(ends[-1].id):
+            return None
+        return ends[-1]
+
+    def _superseded(self, newest: Checkpoint) -> list[Checkpoint]:
+        older = []
+        for checkpoint in reversed([c for c in self._view.job_ends if c.id != newest.id]):
+            if self._is_decided(checkpoint.id) or checkpoint.id == self._deployment.serving:
+                break
+            older.append(checkpoint)
+        return older[::-1]
+
+    def _is_decided(self, checkpoint_id: str) -> bool:
+        return checkpoint_id in self._given_up or self._promotes(checkpoint_id) is not None
+
+    def _promotes(self, checkpoint_id: str) -> bool | None:
+        """The judge's word on a checkpoint, None when it has not spoken."""
+        if checkpoint_id not in self._promote:
+            found = self.metrics(checkpoint_id)
+            if "decision" not in found:
+                return None
+            self._promote[checkpoint_id] = found.get("promote") is True
+        return self._promote[checkpoint_id]
+
+    def metrics(self, checkpoint_id: str) -> dict[str, Any]:
+        """What the judge wrote of a checkpoint, or {}."""
+        folder = self._context.workspace.evaluation_dir(self._context.run, checkpoint_id)
+        return read_status(folder / "metrics.json") or {}
+
+    def _deployed_before(self, checkpoint_id: str) -> bool:
+        """It was published once, well or not: going back to it is a person's decision."""
+        folder = self._context.workspace.evaluation_dir(self._context.run, checkpoint_id)
+        return (folder / "deploy.json").exists() and "ok" in (read_status(folder / "deploy.json") or {})
+
+    def _to_publish(self, now: float | None) -> Checkpoint | None:
+        """What should serve and does not. With `now`, only when it can be tried at this moment."""
+        if now is not None and (not self._deployment.ok or now < self._deferred_until_s):
+            return None
+        for checkpoint in reversed(self._view.job_ends):
+            if checkpoint.id == self._deployment.serving:
+                return None
+            if self._promotes(checkpoint.id):
+                done = checkpoint.id in self._refused or self._deployed_before(checkpoint.id)
+                return self._first(now) if done else checkpoint
+        return self._first(now)
+
+    def _first(self, now: float | None) -> Checkpoint | None:
+        """The base, when the server has nothing at all."""
+        empty = self._deployment.reached_empty if now is not None else self._deployment.serving is None
+        return self._view.base if empty else None
+
+    # --- the end of an errand -------------------------------------------------------------------------------------
+
+    def _watch(self, errand: Errand, now: float) -> None:
+        child = self._children[errand.child]
+        if not child.at_rest:
+            return
+        self._now = None
+        code = child.last_exit.returncode if child.last_exit is not None else 1
+        if child.state is State.FATAL and code == 0:
+            code = 1
+        reason = child.reason or f"exit code {code}"
+        errand.ack = {"step": None, "checkpoint": errand.checkpoint, "error": None if code == 0 else reason}
+        if errand.kind in ("judge", "evaluate"):
+            self._after_judge(errand, code, reason)
+        elif errand.kind in ("publish", "rollback"):
+            self._after_publish(errand, code, reason, now)
+
+    def _after_judge(self, errand: Errand, code: int, reason: str) -> None:
+        checkpoint_id = errand.checkpoint or ""
+        self._promote.pop(checkpoint_id, None)
+        found = self.metrics(checkpoint_id)
+        if code == 0 and "decision" in found:
+            self.judged.append(checkpoint_id)
+            text = f"{checkpoint_id}: {found['decision']} ({found.get('reason', '')})"
+            self._context.events.emit(
+                "judged", text, checkpoint=checkpoint_id, decision=found["decision"], p_value=found.get("p_value")
+            )
+        elif errand.kind == "judge":
+            self._given_up.add(checkpoint_id)
+            text = f"{checkpoint_id} was not judged: {reason}"
+            self._context.events.emit("judge_failed", text, checkpoint=checkpoint_id)
+
+    def _after_publish(self, errand: Errand, code: int, reason: str, now: float) -> None:
+        self._deployment.poke()
+        what = errand.checkpoint or "the previous checkpoint"
+        self._refresh = code in (0, GATE_FAILED)
+        if code == 0:
+            self._sent = (errand.checkpoint, self._deployment.polls)
+            self._context.events.emit("deployed", f"{what} is published", checkpoint=errand.checkpoint, how=errand.kind)
+            return
+        self._context.events.emit("deploy_failed", f"{what} was not published: {reason}", checkpoint=errand.checkpoint)
+        if code == GATE_FAILED and errand.checkpoint:
+            self._refused.add(errand.checkpoint)
+        if not errand.by_hand:
+            self._deferred_until_s = now + _DEFER_S
