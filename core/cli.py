@@ -46,6 +46,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rollback": ("orders", "Serve the previous checkpoint again."),
     "rewind": ("orders", "Take training back to a checkpoint."),
     "pin": ("orders", "Keep a checkpoint."),
+    "export": ("export", "Write a checkpoint as a model folder."),
     "verify": ("audit", "Recount and re-hash everything."),
     "lineage": ("models", "Trace a checkpoint to its files, or a file to its checkpoints."),
 }

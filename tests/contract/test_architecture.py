@@ -20,9 +20,9 @@ OURS = {
 THIRD_PARTY = {
     "core": "jsonschema jsonschema_rs orjson msgspec zstandard numpy watchdog psutil requests urllib3 pynvml "
     "sqlalchemy click rich jinja2 datasketch",
-    "trainer": "torch transformers peft accelerate safetensors tokenizers numpy",
+    "trainer": "torch transformers peft accelerate safetensors tokenizers numpy jsonschema_rs",
     "monitoring": "flask waitress prometheus_client jinja2 werkzeug",
-    "inference": "flask waitress prometheus_client safetensors numpy werkzeug",
+    "inference": "flask waitress prometheus_client safetensors numpy werkzeug jsonschema_rs",
     "curriculum": "flask requests waitress werkzeug",
 }
 # what one file or folder may use beyond its room: an adapter is the only place that knows its package
@@ -30,13 +30,13 @@ ADAPTERS = {
     "core/chat_templates.py": "tokenizers",
     "core/formats/": "pyarrow",
     "core/tokenizer_files.py": "tokenizers",
-    "inference/model_slot.py": "torch",
-    "inference/engine/": "torch",
+    "inference/model_slot.py": "torch transformers",
+    "inference/engine/": "torch transformers",
 }
 CORE_LEVELS = (
     "errors paths",
     "atomic logs gpu",
-    "settings hosts lineage control status job_queue checkpoints drop verdicts provenance",
+    "settings hosts lineage control status job_queue checkpoints drop verdicts provenance model_card",
     "services formats chat_templates chatml jinja_sandbox tokenizer_files",
     "validation ledger lineage_tracker verification",
     "daemon commands cli",
@@ -94,7 +94,7 @@ def refusal(name: str, module: str) -> str:
     if top in sys.stdlib_module_names:
         return ""
     allowed = THIRD_PARTY[room].split()
-    allowed += [extra for place, extra in ADAPTERS.items() if name.startswith(place)]
+    allowed += [extra for place, more in ADAPTERS.items() if name.startswith(place) for extra in more.split()]
     return "" if top in allowed else f"{top} is not in {room}'s row of the table"
 
 
