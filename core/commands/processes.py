@@ -110,19 +110,20 @@ class Up:
         self._supervisor = supervisor
         self._wishes_seen = 0
         self._wishes = 0
-        self._code: int | None = None
+        self.code: int | None = None
 
     def run(self) -> int:
         """Return the exit code: the daemon's own, 0 after a wished stop."""
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
+            signal.signal(number, self.on_signal)
         for child in self._supervisor:
             child.start(time.monotonic())
         while not self.tick(time.monotonic()):
             time.sleep(_TICK_S)
-        return self._code or 0
+        return self.code or 0
 
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+    def on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        """Remember the wish; the loop acts."""
         self._wishes += 1
 
     def tick(self, now: float) -> bool:
@@ -131,8 +132,8 @@ class Up:
             self._after(ended, now)
         if self._wishes > self._wishes_seen:
             self._wishes_seen = self._wishes
-            self._end(0, now) if self._code is None else self._supervisor.kill_all()
-        return self._code is not None and self._supervisor.at_rest
+            self._end(0, now) if self.code is None else self._supervisor.kill_all()
+        return self.code is not None and self._supervisor.at_rest
 
     def _after(self, ended: ChildExit, now: float) -> None:
         if ended.name == "daemon" and (ended.returncode == 0 or ended.returncode in _FINAL_CODES):
@@ -141,5 +142,5 @@ class Up:
             click.echo(f"{ended.name}: {self._supervisor[ended.name].reason}; starting it again", err=True)
 
     def _end(self, code: int, now: float) -> None:
-        self._code = code if self._code is None else self._code
+        self.code = code if self.code is None else self.code
         self._supervisor.stop_all(now)

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sample_root import SampleRoot, working_day
 
 from core.cli import main
 from core.control import parse_control
 from core.paths import Workspace
 from core.status import iso_now, write_status
+from sample_root import SampleRoot, working_day
 
 
 def control_files(ws: Workspace) -> dict[str, dict[str, Any]]:

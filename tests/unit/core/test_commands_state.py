@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sample_root import SampleRoot, stamp, working_day
 
 from core.cli import main
 from core.paths import Workspace
+from sample_root import SampleRoot, stamp, working_day
 
 Capture = pytest.CaptureFixture[str]
 

@@ -1,0 +1,165 @@
+"""up: ports are asked first, the daemon's end is the end, a wish to stop reaches every child."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from core.cli import main
+from core.commands.processes import Up, child_specs
+from core.daemon.pid_manager import InstanceLock
+from core.daemon.supervisor import ChildSpec, Restart, Supervisor
+from core.paths import Workspace
+from farm import free_port
+from sample_root import SampleRoot
+
+
+class Played:
+    """A child process that a test plays: it runs until it is told how to end."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.pid = 1
+        self.code: int | None = None
+        self.signals: list[int] = []
+        self.obeys = True
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def send_signal(self, sig: int) -> None:
+        self.signals.append(sig)
+        if self.obeys or sig == signal.SIGKILL:
+            self.code = 0 if sig == signal.SIGTERM else -sig
+
+
+class Stage:
+    """`up` with played children."""
+
+    def __init__(self) -> None:
+        self.played: dict[str, Played] = {}
+        self.starts: list[str] = []
+        specs = [
+            ChildSpec(name, (name,), Restart.ON_FAILURE if name == "daemon" else Restart.ALWAYS)
+            for name in ("serve", "monitor", "daemon")
+        ]
+        self.supervisor = Supervisor(specs, start=self.start)
+        self.up = Up(self.supervisor)
+        for child in self.supervisor:
+            child.start(0.0)
+
+    def start(self, spec: ChildSpec) -> Played:
+        self.starts.append(spec.name)
+        self.played[spec.name] = Played(spec.name)
+        return self.played[spec.name]
+
+
+@pytest.mark.parametrize("code", [0, 2, 3, 4])
+def test_the_daemons_end_ends_everything_with_its_exit_code(code: int) -> None:
+    stage = Stage()
+    assert stage.up.tick(1.0) is False
+    stage.played["daemon"].code = code
+    assert stage.up.tick(2.0) is False, "the others are asked to end first"
+    assert stage.played["serve"].signals == [signal.SIGTERM]
+    assert stage.up.tick(3.0) is True
+    assert stage.up.code == code
+
+
+def test_a_daemon_that_crashed_is_started_again(capsys: pytest.CaptureFixture[str]) -> None:
+    stage = Stage()
+    stage.played["daemon"].code = -signal.SIGSEGV
+    stage.up.tick(1.0)
+    stage.up.tick(100.0)
+    assert stage.starts.count("daemon") == 2
+    assert "SIGSEGV" in capsys.readouterr().err
+
+
+def test_a_server_that_ends_is_started_again_and_again() -> None:
+    stage = Stage()
+    for second in range(1, 2000, 100):
+        stage.played["serve"].code = 1
+        stage.up.tick(float(second))
+        stage.up.tick(second + 50.0)
+    assert stage.starts.count("serve") > 3
+
+
+def test_a_wish_to_stop_reaches_every_child_and_a_second_one_kills() -> None:
+    stage = Stage()
+    stage.played["daemon"].obeys = False
+    stage.up.on_signal(signal.SIGINT, None)
+    stage.up.tick(1.0)
+    assert [p.signals for p in stage.played.values()] == [[signal.SIGTERM]] * 3
+    assert stage.up.tick(2.0) is False, "the daemon is still committing"
+    stage.up.on_signal(signal.SIGINT, None)
+    stage.up.tick(3.0)
+    assert stage.played["daemon"].signals[-1] == signal.SIGKILL
+    assert stage.up.tick(4.0) is True
+    assert stage.up.code == 0
+
+
+def test_a_taken_port_is_one_line_that_names_the_setting(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.commands.processes._PORT_WAIT_S", 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        options = ["--set", f"inference.port={free_port()}", "--set", f"monitor.ports=[{port}]"]
+        assert main(["up", *options, "--root", str(workspace.root)]) == 2
+    first, fix = capsys.readouterr().err.splitlines()
+    assert first == f"error: monitor.ports: port {port} on 127.0.0.1 is taken by another process"
+    assert "--set monitor.ports" in fix
+
+
+def test_a_port_held_by_our_own_daemon_is_exit_three(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.commands.processes._PORT_WAIT_S", 0.0)
+    held = InstanceLock.acquire(workspace.lock_file)
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            assert main(["up", "--set", f"inference.port={port}", "--root", str(workspace.root)]) == 3
+    finally:
+        held.release()
+    assert f"pid {os.getpid()}" in capsys.readouterr().err
+
+
+def test_the_children_are_told_the_root_and_take_the_overrides_from_the_environment(workspace: Workspace) -> None:
+    specs = {spec.name: spec for spec in child_specs(workspace, {"DROPFORGE_TRAINER__SEED": "7"}, ["--exit-when-idle"])}
+    assert set(specs) == {"daemon", "serve", "monitor"}
+    for spec in specs.values():
+        assert spec.argv[3:5] == ("--root", str(workspace.root))
+        assert spec.env["DROPFORGE_TRAINER__SEED"] == "7"
+    assert specs["daemon"].argv[-1] == "--exit-when-idle"
+
+
+def test_a_command_run_alone_becomes_the_process_of_its_room(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    became: list[tuple[list[str], str | None]] = []
+    monkeypatch.setattr("os.execve", lambda _path, argv, env: became.append((argv, env.get("DROPFORGE_TRAINER__SEED"))))
+    for verb, module in (("daemon", "core.daemon"), ("serve", "inference"), ("monitor", "monitoring")):
+        assert main([verb, "--root", str(workspace.root), "--set", "trainer.seed=7"]) == 0
+        assert became.pop() == ([sys.executable, "-m", module, "--root", str(workspace.root)], "7")
+
+
+def test_status_answers_within_its_promise_on_a_full_root(
+    workspace: Workspace, wait_until: Callable[..., None]
+) -> None:
+    """Not a timing test: it checks what makes the promise true, that status opens no job folder."""
+    SampleRoot(workspace).many_done(50)
+    trace = Path(workspace.root) / "opened"
+    code = (
+        "import sys\n"
+        f"opened = open({str(trace)!r}, 'w')\n"
+        "sys.addaudithook(lambda event, args: event == 'open' and opened.write(f'{args[0]}\\n'))\n"
+        f"from core.cli import main\nmain(['status', '--root', {str(workspace.root)!r}])\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert "daemon.json" in trace.read_text()
+    assert "verdict.json" not in trace.read_text()
