@@ -16,10 +16,12 @@ from core.errors import CheckpointError, JsonError, NotFoundError, StorageError
 from core.paths import Workspace
 from trainer.evaluate.results import ResultStore, ShardResults, SuiteResult
 from trainer.evaluate.scorer import Scorer, score_shard
-from trainer.evaluate.suites import Suite
+from trainer.evaluate.suites import Shard, Suite
 
 # Raised when the same weights and items would be scored differently: older samples are then scored again.
 FORMAT = 1
+# Items scored twice to measure the noise floor.
+NOISE_ITEMS = 32
 LoadScorer = Callable[[Checkpoint], Scorer]
 
 
@@ -59,10 +61,13 @@ class Bench:
     environment: dict[str, object]
     seconds: dict[str, float] = field(default_factory=dict)
     reused: dict[str, int] = field(default_factory=dict)
+    noise: dict[str, dict[str, float]] = field(default_factory=dict)
     _loaded: tuple[str, Scorer] | None = None
 
-    def score(self, checkpoint: Checkpoint, suites: Sequence[Suite]) -> dict[str, SuiteResult]:
-        """Per-item results of every suite, by name. Side effects: samples.jsonl is replaced when anything was scored.
+    def score(self, checkpoint: Checkpoint, suites: Sequence[Suite], *, noise: bool = False) -> dict[str, SuiteResult]:
+        """Per-item results of every suite, by name; with `noise` the floor of the primary suites is measured too.
+
+        Side effects: samples.jsonl is replaced when anything was scored.
 
         Raises:
             ModelError: the checkpoint cannot be loaded. StorageError: the results cannot be written.
@@ -77,20 +82,34 @@ class Bench:
                 known = store.get(shard)
                 if known is None:
                     fresh = True
-                    known = self._score(checkpoint, suite, len(parts))
+                    known = self._score(checkpoint, shard, suite.max_new_tokens)
                     store.put(shard, known)
                 else:
                     self.reused[checkpoint.id] = self.reused.get(checkpoint.id, 0) + len(known)
                 parts.append(known)
             results[suite.name] = SuiteResult(suite, tuple(item for part in parts for item in part))
+            if noise and suite.role == "primary" and suite.shards and suite.sha256 not in store.noise:
+                fresh = True
+                store.noise[suite.sha256] = self._second_time(checkpoint, suite, parts[0])
         if fresh:
             store.save(suites)
+        self.noise[checkpoint.id] = {suite.name: store.noise.get(suite.sha256, 0.0) for suite in suites}
         return results
 
-    def _score(self, checkpoint: Checkpoint, suite: Suite, shard: int) -> ShardResults:
+    def _second_time(self, checkpoint: Checkpoint, suite: Suite, first: ShardResults) -> float:
+        """How far the suite's mean moves when some items are scored again in other batches: the noise floor."""
+        items = suite.shards[0].items[:NOISE_ITEMS]
+        again = self._score(checkpoint, Shard("", items[::-1]), suite.max_new_tokens)[::-1]
+        pairs = list(zip(first, again, strict=False))
+        if suite.by_loss:
+            tokens = sum(old.tokens for old, _new in pairs)
+            return abs(sum((new.nll or 0.0) - (old.nll or 0.0) for old, new in pairs)) / max(1, tokens)
+        return abs(sum((new.score or 0.0) - (old.score or 0.0) for old, new in pairs)) / len(pairs)
+
+    def _score(self, checkpoint: Checkpoint, shard: Shard, max_new_tokens: int | None) -> ShardResults:
         if self._loaded is None or self._loaded[0] != checkpoint.id:
             self._loaded = (checkpoint.id, self.load(checkpoint))
         started = time.perf_counter()
-        scored = score_shard(self._loaded[1], suite.shards[shard], suite.max_new_tokens)
+        scored = score_shard(self._loaded[1], shard, max_new_tokens)
         self.seconds[checkpoint.id] = self.seconds.get(checkpoint.id, 0.0) + time.perf_counter() - started
         return scored

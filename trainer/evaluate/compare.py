@@ -4,7 +4,8 @@ Units    a value in its metric's unit (share right, mean score, nats per token, 
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any  # documents for metrics.json and `--json`
 
 import numpy as np
@@ -69,20 +70,24 @@ def _in_metric(metric: str, nats: float) -> float:
     return nats / math.log(2) if metric == "bits_per_token" else nats
 
 
-def _gain_in_metric(metric: str, before: float, nats: PairedResult) -> PairedResult:
+def _gain_in_metric(metric: str, before: float, nats: float) -> float:
     """A gain in nats per token, as a gain in the metric's own unit: perplexity falls from b to b exp(-gain)."""
-
-    def convert(gain: float) -> float:
-        return before * -math.expm1(-gain) if metric == "perplexity" else _in_metric(metric, gain)
-
-    low, high = nats.ci95
-    return PairedResult(convert(nats.delta), (convert(low), convert(high)), nats.p_value)
+    return before * -math.expm1(-nats) if metric == "perplexity" else _in_metric(metric, nats)
 
 
 def paired(
-    baseline: SuiteResult, candidate: SuiteResult, *, role: str, resamples: int = RESAMPLES, seed: int = 0
+    baseline: SuiteResult,
+    candidate: SuiteResult,
+    *,
+    role: str,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    noise: float = 0.0,
 ) -> Comparison | None:
     """Compare a candidate with a baseline on the same items; None when nothing can be compared.
+
+    Args:
+        noise: measured difference of the candidate from itself, in nats per token or in score.
 
     Losses and scores are tested by the paired bootstrap, right and wrong answers by the exact McNemar test.
     """
@@ -93,7 +98,12 @@ def paired(
     if suite.by_loss:
         nll_before, tokens = baseline.losses()
         nats = paired_gain(-nll_before, -candidate.losses()[0], tokens, resamples=resamples, seed=seed)
-        test = _gain_in_metric(suite.metric, before.value, nats)
+        in_metric = partial(_gain_in_metric, suite.metric, before.value)
+        low, high = nats.ci95
+        test, noise = (
+            replace(nats, delta=in_metric(nats.delta), ci95=(in_metric(low), in_metric(high))),
+            in_metric(noise),
+        )
     else:
         test = _graded(baseline.scores(), candidate.scores(), suite.metric, resamples, seed)
     return Comparison(
@@ -106,7 +116,9 @@ def paired(
         gain=test.delta,
         ci95=test.ci95,
         p_value=test.p_value,
+        p_worse=test.p_worse,
         tolerance=suite.tolerance,
+        noise=noise,
     )
 
 
@@ -117,7 +129,7 @@ def _graded(before: Floats, after: Floats, metric: str, resamples: int, seed: in
     if metric == "score":
         return test
     gained, lost = int((after > before).sum()), int((before > after).sum())
-    return PairedResult(test.delta, test.ci95, mcnemar_p(gained, lost))
+    return replace(test, p_value=mcnemar_p(gained, lost), p_worse=mcnemar_p(lost, gained))
 
 
 def flips(baseline: SuiteResult, candidate: SuiteResult) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Judge:
         candidate = self._catalogue.get(candidate_id)
         serving = locate(self._workspace, self._settings.run, serving_id) if serving_id else None
         suites = self.suites([candidate], only)
-        after = self._bench.score(candidate, suites)
+        after = self._bench.score(candidate, suites, noise=True)
         same = serving is not None and serving.id == candidate.id
         before = self._bench.score(serving, suites) if serving is not None and not same else {}
         board = Leaderboard(self._workspace, self._settings.run)
@@ -112,20 +112,22 @@ class Judge:
             return Decision("no_baseline", None, reason) if finite else kept, []
         look = board.look(candidate.id, serving) if serving else 1
         alpha = alpha_at(look, total=self._settings.evaluation.alpha)
-        comparisons = self._compare(before, after, primary, alpha)
+        comparisons = self._compare(before, after, primary, alpha, self._bench.noise.get(candidate.id, {}))
         items = sum(c.items for c in comparisons if c.role == "primary")
         decision = decide(finite=finite, serving=serving, items=items, look=look, alpha=alpha, comparisons=comparisons)
         return decision, comparisons
 
-    def _compare(self, before: Results, after: Results, primary: set[str], alpha: float) -> list[Comparison]:
+    def _compare(
+        self, before: Results, after: Results, primary: set[str], alpha: float, noise: Mapping[str, float]
+    ) -> list[Comparison]:
         share = alpha / max(1, len(primary))
         compared = []
+        seed, resamples = self._settings.trainer.seed, resamples_for(share)
         for name, result in after.items():
             role = "primary" if name in primary else ("report" if name == INCOMING else result.suite.role)
             if name in before and before[name].finite and result.finite:
-                one = paired(
-                    before[name], result, role=role, resamples=resamples_for(share), seed=self._settings.trainer.seed
-                )
+                floor = noise.get(name, 0.0)
+                one = paired(before[name], result, role=role, resamples=resamples, seed=seed, noise=floor)
                 compared += [one] if one is not None else []
         return compared
 

@@ -71,6 +71,7 @@ class ResultStore:
     def __init__(self, folder: Path, checkpoint_id: str, environment: Mapping[str, object]) -> None:
         self._path = folder / SAMPLES_FILE
         self._head = {"schema": SCHEMA, "checkpoint": checkpoint_id, "environment": dict(environment)}
+        self.noise: dict[str, float] = {}  # by suite.sha256: how far a second scoring of the same weights was off
         self._known: dict[str, ShardResults] = self._load()
 
     def get(self, shard: Shard) -> ShardResults | None:
@@ -83,7 +84,7 @@ class ResultStore:
 
     def save(self, suites: Iterable[Suite]) -> None:
         """Write the results of these suites, replacing the file. Raises StorageError."""
-        lines = [self._head]
+        lines = [{**self._head, "noise": self.noise}]
         for suite in suites:
             for shard in suite.shards:
                 results = self._known.get(shard.sha256, ())
@@ -97,7 +98,11 @@ class ResultStore:
 
     def _load(self) -> dict[str, ShardResults]:
         docs = read_samples(self._path)
-        if not docs or docs[0] != json.loads(json.dumps(self._head)):
+        if not docs or not isinstance(docs[0], dict):
+            return {}
+        self.noise = docs[0].pop("noise", {})
+        if docs[0] != json.loads(json.dumps(self._head)):
+            self.noise = {}
             return {}
         shards: dict[str, list[ItemResult]] = {}
         for doc in docs[1:]:

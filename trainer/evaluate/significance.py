@@ -26,6 +26,7 @@ class PairedResult:
     delta: float
     ci95: tuple[float, float]
     p_value: float  # one-sided: how easily a candidate that is no better looks this good
+    p_worse: float  # one-sided: how easily a candidate that is no worse looks this bad
 
 
 def mcnemar_p(gained: int, lost: int) -> float:
@@ -66,7 +67,7 @@ def paired_gain(
     shows only (n - 1) / n of their variance (Efron & Tibshirani 1993, section 5.3).
 
     Returns:
-        The gain, its 95 % interval, and p = (1 + number of resamples with no gain) / (1 + resamples).
+        The gain, its 95 % interval, p = (1 + number of resamples with no gain) / (1 + resamples), and p of a loss.
 
     Raises:
         ValueError: the arrays differ in length, are empty, or hold something that is not finite.
@@ -82,8 +83,8 @@ def paired_gain(
     if items > 1:
         draws = delta + (draws - delta) * math.sqrt(items / (items - 1))
     low, high = (float(q) for q in np.quantile(draws, (0.025, 0.975)))
-    p_value = (1 + int((draws <= 0).sum())) / (1 + resamples)
-    return PairedResult(delta, (low, high), p_value)
+    p_value, p_worse = ((1 + int(no.sum())) / (1 + resamples) for no in (draws <= 0, draws >= 0))
+    return PairedResult(delta, (low, high), p_value, p_worse)
 
 
 def ratio_interval(

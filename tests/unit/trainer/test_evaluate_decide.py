@@ -6,8 +6,8 @@ import pytest
 
 from trainer.evaluate.decide import Comparison, decide
 
-BETTER = Comparison("incoming", "primary", "loss", 200, 2.0, 1.8, 0.2, (0.1, 0.3), 0.001, 0.0)
-GUARD = Comparison("easy", "guard", "accuracy", 100, 0.5, 0.5, 0.0, (-0.1, 0.1), 1.0, 0.02)
+BETTER = Comparison("incoming", "primary", "loss", 200, 2.0, 1.8, 0.2, (0.1, 0.3), 0.001, 1.0, 0.0)
+GUARD = Comparison("easy", "guard", "accuracy", 100, 0.5, 0.5, 0.0, (-0.1, 0.1), 1.0, 1.0, 0.02)
 KNOWN = {"finite": True, "serving": "0-aaaaaaaaaaaa", "items": 200, "look": 1, "alpha": 0.025}
 
 
@@ -45,18 +45,26 @@ def test_fewer_than_thirty_items_are_no_comparison(items, decision):
 
 @pytest.mark.parametrize(("gain", "decision"), [(-0.02, "promote"), (-0.03, "keep")])
 def test_a_guard_may_fall_as_far_as_its_tolerance(gain, decision):
-    verdict = decide(**KNOWN, comparisons=[BETTER, replace(GUARD, after=0.5 + gain, gain=gain)])
+    verdict = decide(**KNOWN, comparisons=[BETTER, replace(GUARD, after=0.5 + gain, gain=gain, p_worse=0.01)])
     assert verdict.decision == decision
     assert decision == "promote" or "easy" in verdict.reason
 
 
+def test_a_guard_that_wavers_by_chance_stops_nobody():
+    wavering = replace(GUARD, gain=-0.07, after=0.43, p_worse=0.1)
+    assert decide(**KNOWN, comparisons=[BETTER, wavering]).decision == "promote"
+    clear = replace(wavering, p_worse=0.02)
+    assert decide(**KNOWN, comparisons=[BETTER, clear]).decision == "keep"
+    assert decide(**KNOWN, comparisons=[BETTER, clear, GUARD, GUARD]).decision == "promote"
+
+
 def test_a_guard_that_falls_also_stops_a_candidate_with_few_items():
-    fallen = replace(GUARD, gain=-0.5, after=0.0)
+    fallen = replace(GUARD, gain=-0.5, after=0.0, p_worse=1e-9)
     assert decide(**{**KNOWN, "items": 5}, comparisons=[BETTER, fallen]).decision == "keep"
 
 
 def test_a_reported_suite_decides_nothing():
-    shown = replace(GUARD, role="report", gain=-0.5)
+    shown = replace(GUARD, role="report", gain=-0.5, p_worse=1e-9)
     assert decide(**KNOWN, comparisons=[BETTER, shown]).decision == "promote"
 
 
@@ -67,17 +75,17 @@ def test_two_primary_suites_share_the_level():
 
 
 def test_a_gain_on_one_primary_suite_does_not_buy_a_loss_on_another():
-    worse = replace(BETTER, name="second", p_value=1.0, gain=-0.2, ci95=(-0.3, -0.1))
+    worse = replace(BETTER, name="second", p_value=1.0, gain=-0.2, p_worse=1e-4)
     verdict = decide(**KNOWN, comparisons=[BETTER, worse])
     assert verdict.decision == "keep"
     assert "second" in verdict.reason
 
 
 def test_a_second_primary_suite_that_only_wavers_does_not_block():
-    wavering = replace(BETTER, name="second", p_value=0.6, gain=-0.01, ci95=(-0.05, 0.03))
+    wavering = replace(BETTER, name="second", p_value=0.6, gain=-0.01, p_worse=0.4)
     assert decide(**KNOWN, comparisons=[BETTER, wavering]).decision == "promote"
 
 
 def test_a_gain_within_the_noise_floor_is_none():
-    tiny = replace(BETTER, gain=1e-7)
-    assert decide(**KNOWN, comparisons=[tiny], noise=1e-6).decision == "keep"
+    assert decide(**KNOWN, comparisons=[replace(BETTER, gain=1e-7, noise=1e-6)]).decision == "keep"
+    assert decide(**KNOWN, comparisons=[replace(BETTER, gain=1e-5, noise=1e-6)]).decision == "promote"

@@ -181,11 +181,31 @@ def test_only_new_rows_are_scored_again(farm):
     farm.loads.clear()
     second = farm.commit(9, JOBS[1], 1.0)
     farm.judge(second, first)
-    assert farm.scorers[first.id].rows_scored == 80
-    assert farm.scorers[second.id].rows_scored == 80
+    twice = 32  # a candidate scores some items a second time, for its noise floor
+    assert farm.scorers[first.id].rows_scored == 80 + twice
+    assert farm.scorers[second.id].rows_scored == 80 + twice
     farm.loads.clear()
     farm.judge(second, first)
     assert farm.loads == []
+
+
+def test_a_gain_smaller_than_the_checkpoints_own_noise_is_none(farm):
+    farm.hold_out(JOBS[0], 100)
+    unsteady = farm.commit(5, JOBS[0], 2.99, jitter=0)
+    farm.scorers[farm.base.id] = FakeScorer(lambda text: 3.0, str)
+    steady = FakeScorer(lambda text: 2.99, str)
+    assert farm.judge(unsteady, farm.base)["decision"] == "promote"
+    farm.workspace.status_file("leaderboard.json").unlink()
+    for name in ("samples.jsonl", "metrics.json"):
+        (farm.workspace.evaluation_dir("main", unsteady.id) / name).unlink()
+    calls = iter(range(10))
+    steady.losses = lambda rows: [
+        (2 * 2.99 + (0 if drift == 0 else 0.05), 2) for drift in [next(calls)] for _row in rows
+    ]
+    farm.scorers[unsteady.id] = steady
+    doc = farm.judge(unsteady, farm.base)
+    assert doc["comparisons"]["incoming"]["noise"] == pytest.approx(0.025)
+    assert doc["decision"] == "keep"
 
 
 def test_judging_twice_gives_the_same_bytes(farm):

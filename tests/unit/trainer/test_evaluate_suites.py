@@ -1,0 +1,200 @@
+"""Suites: the shipped ones, ones a user adds, and the live one."""
+
+import json
+
+import pytest
+
+from core.errors import ConfigError, StorageError
+from core.paths import builtin_config
+from curriculum.generators.binary import OPERATIONS, draw
+from scripts.make_suites import TIERS, write_tier
+from trainer.evaluate.suites import INCOMING, deciding, incoming_suite, load_suite, load_suites, thinned
+
+
+@pytest.fixture
+def suite(tmp_path):
+    """suite(items, **fields) writes a suite folder and returns it."""
+
+    def write(items, **fields):
+        folder = tmp_path / "exam"
+        folder.mkdir(exist_ok=True)
+        (folder / "suite.json").write_text(json.dumps({"name": "exam", "version": 1, **fields}))
+        (folder / "items.jsonl").write_text("\n".join(json.dumps(item) for item in items))
+        return folder
+
+    return write
+
+
+ITEM = {"id": "1", "prompt": "Say yes.", "expected": "yes"}
+
+
+@pytest.mark.parametrize("name", sorted(TIERS))
+def test_the_shipped_suites_are_what_their_seeds_give(name, tmp_path):
+    write_tier(name, tmp_path / name)
+    shipped = builtin_config() / "suites" / name
+    for file in ("suite.json", "items.jsonl"):
+        assert (tmp_path / name / file).read_bytes() == (shipped / file).read_bytes()
+
+
+def test_the_shipped_suites_are_three_guards_of_a_hundred_different_questions(workspace):
+    suites = load_suites(workspace)
+    assert {(s.name, s.role, len(s.items)) for s in suites} == {(n, "guard", 100) for n in ("easy", "medium", "hard")}
+    prompts = [item.prompt[-1]["content"] for s in suites for item in s.items]
+    assert len(set(prompts)) == 300
+
+
+def test_no_generator_of_training_data_can_ask_a_shipped_question(workspace):
+    prompts = {item.prompt[-1]["content"] for s in load_suites(workspace) for item in s.items}
+    made = {p.question["content"] for op in OPERATIONS for p in draw(op, range(1, 200), range(1, 4), count=200, seed=1)}
+    assert not prompts & made
+    assert all(question.startswith("Compute: ") for question in made)
+    assert not any(prompt.startswith("Compute: ") for prompt in prompts)
+
+
+def test_every_expected_answer_of_the_shipped_suites_is_right_by_its_own_grader(workspace):
+    from trainer.evaluate.graders import grade
+
+    for item in (item for s in load_suites(workspace) for item in s.items):
+        if item.grader == "multiple_choice":
+            assert item.expected in item.choices
+        elif item.grader == "regex":
+            assert {grade("regex", answer, item.expected) for answer in ("Yes.", "no")} == {0, 1}
+        elif item.grader == "json_schema":
+            fields = {name: rule["const"] for name, rule in item.expected["properties"].items()}
+            assert grade("json_schema", json.dumps(fields), item.expected) == 1
+        else:
+            answer = item.expected[0] if isinstance(item.expected, list) else item.expected
+            assert grade(item.grader, answer, item.expected) == 1
+
+
+def test_a_suite_of_the_root_replaces_a_shipped_one_of_its_name(workspace, suite):
+    folder = workspace.own_suites_dir / "easy"
+    folder.parent.mkdir(parents=True)
+    suite([ITEM]).rename(folder)
+    (folder / "suite.json").write_text('{"name": "easy"}')
+    found = {s.name: s for s in load_suites(workspace)}
+    assert (len(found["easy"].items), found["easy"].role) == (1, "primary")
+    assert len(found) == 3
+
+
+def test_a_suite_being_put_into_place_is_not_read(workspace):
+    (workspace.own_suites_dir / ".incoming-exam").mkdir(parents=True)
+    assert len(load_suites(workspace)) == 3
+
+
+def test_defaults_make_a_list_of_questions_a_primary_suite(suite):
+    found = load_suite(suite([ITEM]))
+    assert (found.metric, found.role, found.tolerance, found.max_new_tokens) == ("exact_match", "primary", 0.0, None)
+    assert found.items[0].row["messages"][-1] == {"role": "assistant", "content": "yes"}
+
+
+@pytest.mark.parametrize(
+    ("items", "fields", "named"),
+    [
+        ([], {}, "no items"),
+        ([ITEM, ITEM], {}, "twice"),
+        ([{**ITEM, "answer": 1}], {}, "answer"),
+        ([{"id": "1", "expected": "a"}], {}, "asks nothing"),
+        ([{"id": "1", "prompt": "a"}], {}, "expected"),
+        ([{**ITEM, "grader": "vibes"}], {}, "vibes"),
+        ([{**ITEM, "prompt": ""}], {}, "prompt"),
+        ([{**ITEM, "prompt": 7}], {}, "prompt"),
+        ([{"id": "1", "messages": [{"role": "assistant", "content": "a"}], "expected": "a"}], {}, "before the answer"),
+        ([{"id": "1", "messages": ["a"], "expected": "a"}], {}, "messages"),
+        ([{**ITEM, "grader": "multiple_choice", "choices": ["a", "b"]}], {}, "choices"),
+        ([{**ITEM, "grader": "multiple_choice", "choices": ["yes", "yes"]}], {}, "choices"),
+        ([{**ITEM, "grader": "regex"}], {"metric": "loss"}, "scored"),
+        ([ITEM], {"metric": "vibes"}, "metric"),
+        ([ITEM], {"role": "boss"}, "role"),
+        ([ITEM], {"tolerance": -1}, "tolerance"),
+        ([ITEM], {"tolerance": True}, "tolerance"),
+        ([ITEM], {"max_new_tokens": 0}, "max_new_tokens"),
+        ([ITEM], {"max_new_tokens": 10**9}, "max_new_tokens"),
+        ([ITEM], {"name": "other"}, "other"),
+        ([ITEM], {"colour": "red"}, "colour"),
+    ],
+)
+def test_a_broken_suite_is_refused_by_file_line_and_field(suite, items, fields, named):
+    with pytest.raises(ConfigError, match=named) as refused:
+        load_suite(suite(items, **fields))
+    assert "exam" in refused.value.where
+    assert refused.value.fix
+
+
+@pytest.mark.parametrize("line", ["{", '{"id": NaN}', "[1]", '"text"', '{"id": 1, "id": 2}'])
+def test_a_line_that_is_no_json_object_is_refused(suite, line):
+    folder = suite([ITEM])
+    (folder / "items.jsonl").write_text(json.dumps(ITEM) + "\n" + line)
+    with pytest.raises(Exception, match=r"items\.jsonl:2"):
+        load_suite(folder)
+
+
+def test_a_suite_without_items_file_is_a_storage_error(suite):
+    folder = suite([ITEM])
+    (folder / "items.jsonl").unlink()
+    with pytest.raises(StorageError):
+        load_suite(folder)
+
+
+def test_an_unknown_suite_is_named_with_those_there_are(workspace):
+    with pytest.raises(ConfigError, match="exams") as refused:
+        load_suites(workspace, "exams")
+    assert "easy" in refused.value.fix
+
+
+def test_any_change_of_a_question_changes_the_suites_identity(suite):
+    first = load_suite(suite([ITEM]))
+    assert load_suite(suite([ITEM])).sha256 == first.sha256
+    assert load_suite(suite([{**ITEM, "expected": "no"}])).sha256 != first.sha256
+    assert load_suite(suite([ITEM], max_new_tokens=5)).shards[0].sha256 != first.shards[0].sha256
+
+
+def hold_out(workspace, job, docs):
+    folder = workspace.incoming_dir("main")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{job}.jsonl").write_text("\n".join(json.dumps(doc) for doc in docs))
+
+
+def chat(n):
+    turns = [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": f"a{n}"}]
+    return {"sha256": f"{n:064x}", "row": n, "messages": turns}
+
+
+def test_the_live_suite_holds_the_rows_of_the_jobs_it_is_given(workspace):
+    hold_out(workspace, "a", [chat(1), chat(2)])
+    hold_out(workspace, "b", [chat(2), chat(3), {"sha256": "f" * 64, "row": 9, "text": "plain"}])
+    live = incoming_suite(workspace, "main", ["a", "b", "never-held-out", "a"])
+    assert (live.name, live.role, live.metric) == (INCOMING, "primary", "loss")
+    assert [len(shard.items) for shard in live.shards] == [2, 2]
+    assert live.items[-1].row == {"text": "plain"}
+    assert live.items[0].prompt == ({"role": "user", "content": "q1"},)
+
+
+def test_a_new_file_leaves_the_older_shards_as_they_were_until_the_live_suite_doubles(workspace):
+    hold_out(workspace, "a", [chat(n) for n in range(60)])
+    before = incoming_suite(workspace, "main", ["a"]).shards[0].sha256
+    hold_out(workspace, "b", [chat(n) for n in range(60, 90)])
+    assert incoming_suite(workspace, "main", ["a", "b"]).shards[0].sha256 == before
+
+
+def test_the_live_suite_stays_bounded_however_many_rows_are_held_out(workspace):
+    hold_out(workspace, "a", [chat(n) for n in range(5000)])
+    live = incoming_suite(workspace, "main", ["a"])
+    assert 400 < len(live.items) <= 1000
+    assert 40 < sum(item.prompt is not None for item in live.items) <= 100
+
+
+def test_thinning_keeps_a_stable_share():
+    names = {f"row {n}" for n in range(1000)}
+    kept = thinned(names, 300)
+    assert 150 < len(kept) <= 300
+    assert thinned(names | {"one more"}, 300) - {"one more"} == kept
+    assert thinned(names, 1000) == names
+
+
+def test_added_suites_decide_and_without_them_the_live_one_does(workspace, suite):
+    live = incoming_suite(workspace, "main", [])
+    guards = load_suites(workspace)
+    assert deciding([live, *guards]) == [live]
+    added = load_suite(suite([ITEM]))
+    assert deciding([live, *guards, added]) == [added]
