@@ -7,6 +7,7 @@
 import datetime
 import hashlib
 import json
+import math
 import os
 import secrets
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from core.checkpoints import Catalogue, Checkpoint
 from core.daemon.pid_manager import boot_id
 from core.job_queue import new_job_id, new_verdict
+from core.ledger import open_ledger
 from core.paths import LANES, Workspace
 from core.status import iso_now, write_status
 
@@ -153,7 +155,19 @@ class SampleRoot:
     def event(self, **known: Any) -> None:
         """One line more in status/events.jsonl."""
         with self.ws.status_file("events.jsonl").open("a") as file:
-            file.write(json.dumps({"time": iso_now(), **known}) + "\n")
+            file.write(json.dumps({"seq": 1, "time": iso_now(), **known}) + "\n")
+
+    def losses(self, losses: dict[int, float]) -> None:
+        """Steps of the run in metrics.jsonl and, as the daemon would, in the ledger."""
+        path = self.ws.metrics_file("main")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            for step, loss in losses.items():
+                line = {"step": step, "loss": loss, "learning_rate": 4e-4, "tokens_per_sec": 8421.0, "time": stamp()}
+                file.write(json.dumps(line) + "\n")
+        ledger = open_ledger(f"sqlite:///{self.ws.status_file('ledger.db')}")
+        ledger.feed_metrics("main", path)
+        ledger.close()
 
 
 def candidate(checkpoint: Checkpoint, decision: str, **known: Any) -> dict[str, Any]:
@@ -217,7 +231,8 @@ def working_day(workspace: Workspace) -> SampleRoot:
     }
     summary = {"worst_offenders": ["syllo_local@2"]}
     sample.status("data_lineage", {"generators": generators, "validators": {}, "summary": summary})
-    sample.event(event="promoted", message=f"{best.id} is served now", checkpoint=best.id)
+    sample.event(kind="promoted", message=f"{best.id} is served now", checkpoint=best.id)
+    sample.losses({step: 2.3 * math.exp(-step / 180) + 0.35 + 0.08 * math.sin(step * step) for step in range(1, 613)})
     return sample
 
 

@@ -38,7 +38,7 @@ CORE_LEVELS = (
     "atomic logs gpu",
     "settings hosts lineage control status job_queue checkpoints drop verdicts provenance model_card",
     "services formats chat_templates chatml jinja_sandbox tokenizer_files",
-    "validation ledger lineage_tracker verification",
+    "validation ledger lineage_tracker verification ledger_curve",
     "daemon commands cli",
 )
 LEVEL = {name: level for level, names in enumerate(CORE_LEVELS) for name in names.split()}

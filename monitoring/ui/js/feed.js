@@ -4,6 +4,7 @@ const NUDGE_GAP_MS = 400;
 const subjects = new Map(); // name -> {address, everyMs, onNews, etag, timer, busy, again}
 let failingSince = null;
 let onLink = () => {};
+let onTrouble = () => {};
 let live = false;
 
 /**
@@ -11,7 +12,7 @@ let live = false;
  * `everyMs` is the pause between polls.
  */
 export function subscribe(name, address, everyMs, onNews) {
-  subjects.set(name, { address, everyMs, onNews, etag: null, shown: null, timer: 0, busy: false, again: false });
+  subjects.set(name, { name, address, everyMs, onNews, etag: null, shown: null, timer: 0, busy: false, again: false });
 }
 
 /** Ask now, e.g. after a filter changed. */
@@ -42,7 +43,8 @@ async function fetchNews(subject, url) {
   const headers = subject.etag && subject.shown === url ? { "If-None-Match": subject.etag } : {};
   const answer = await fetch(url, { headers, cache: "no-store", signal: AbortSignal.timeout(10000) });
   if (answer.status === 304) return;
-  if (!answer.ok) throw new Error(`${url} answered ${answer.status}`);
+  if (!answer.ok) { await troubled(subject, answer); return; }
+  onTrouble(subject.name, null);
   const news = await answer.json();
   if (subject.address() !== url) { subject.again = true; return; } // asked something else meanwhile
   subject.etag = answer.headers.get("ETag");
@@ -53,6 +55,12 @@ async function fetchNews(subject, url) {
 function schedule(subject, delayMs) {
   clearTimeout(subject.timer);
   if (!document.hidden) subject.timer = setTimeout(() => ask(subject), delayMs);
+}
+
+/** The monitor answers, but one subject cannot be read: its own words, not a lost connection. */
+async function troubled(subject, answer) {
+  const words = await answer.json().catch(() => ({}));
+  onTrouble(subject.name, words.error ? [words.error.message, words.error.fix].filter(Boolean).join("; ") : `answered ${answer.status}`);
 }
 
 function reached() {
@@ -111,9 +119,10 @@ function releaseStream() {
   live = false;
 }
 
-/** Begin. `tellLink(state, since, problem)` hears live, polling or lost. */
-export function start(tellLink) {
+/** Begin. `tellLink(state, since, problem)` hears live, polling or lost; `tellTrouble(name, words or null)` of one subject. */
+export function start(tellLink, tellTrouble) {
   onLink = tellLink;
+  onTrouble = tellTrouble;
   if (channel) channel.onmessage = (message) => { live = true; nudged(message.data); };
   document.addEventListener("visibilitychange", () => (document.hidden ? rest() : wake()));
   addEventListener("pagehide", releaseStream);

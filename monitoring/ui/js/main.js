@@ -1,5 +1,5 @@
 // The page: one subscription a panel. Every number comes from a JSON twin below /api/.
-import { $, setText, visible } from "./dom.js";
+import { $, setText } from "./dom.js";
 import { clock } from "./format.js";
 import { start, subscribe } from "./feed.js";
 import { flow } from "./flow.js";
@@ -12,6 +12,9 @@ import { wireDetail } from "./detail.js";
 
 const facts = { status: null, queue: null, leaderboard: null, checkpoints: null };
 
+const troubles = new Map();
+let lost = "";
+
 function tell(name, ...views) {
   return (news, serverNow) => {
     facts[name] = news;
@@ -23,11 +26,21 @@ function link(state, since, problem) {
   const node = $("link");
   node.dataset.link = state;
   setText(node, { live: "live", polling: "polling", lost: "no answer" }[state]);
-  const alarm = $("alarm");
-  if (state === "lost") {
-    setText(alarm, `The monitor does not answer since ${clock(since)} (${visible(problem?.message)}). What stands here is old. Start it: dropforge monitor`);
-  }
-  alarm.hidden = state !== "lost";
+  lost = state === "lost" ? `The monitor does not answer since ${clock(since)} (${problem?.message}). What stands here is old. Start it: dropforge monitor` : "";
+  drawAlarm();
+}
+
+/** One subject cannot be read: say so in the server's words while the others go on. */
+function trouble(name, words) {
+  if (words) troubles.set(name, words);
+  else if (!troubles.delete(name)) return;
+  drawAlarm();
+}
+
+function drawAlarm() {
+  const text = lost || [...troubles].map(([name, words]) => `${name}: ${words}`).join(" · ");
+  $("alarm").hidden = !text;
+  setText($("alarm"), text);
 }
 
 function wireTheme() {
@@ -55,4 +68,4 @@ subscribe("checkpoints", () => "/api/checkpoints?newest=12", 8000, tell("checkpo
 subscribe("lineage", () => "/api/lineage", 10000, sources);
 subscribe("gpu", () => "/api/gpu", 4000, machine);
 subscribe("journal", () => "/api/journal?newest=20", 8000, journal);
-start(link);
+start(link, trouble);

@@ -103,8 +103,8 @@ function gpuNote(gpu) {
 
 export function journal({ events }) {
   emptyNote($("journal-empty"), events.length === 0, "The daemon has reported nothing yet.");
-  const rows = [...events].reverse().slice(0, 12).map((event, position) => ({ event, position: `${event.time}-${events.length - position}` }));
+  const rows = [...events].reverse().slice(0, 12).map((event, position) => ({ event, position: `${event.seq ?? event.time}-${event.seq === undefined ? events.length - position : 0}` }));
   keyed($("journal-rows"), rows, (row) => row.position, ({ event }) =>
-    h("li", { class: "stacked" }, h("span", { text: event.message ?? event.event ?? event.kind ?? JSON.stringify(event) }),
-      h("span", { class: "dim num", text: [clock(event.time), event.event ?? event.kind].filter(Boolean).join(" · ") })));
+    h("li", { class: "stacked" }, h("span", { text: event.message ?? event.kind ?? JSON.stringify(event) }),
+      h("span", { class: "dim num", text: [clock(event.time), event.kind].filter(Boolean).join(" · ") })));
 }

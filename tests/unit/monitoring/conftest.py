@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 from flask.testing import FlaskClient
-from sample_root import SampleRoot, working_day
 
 from core.gpu import FakeGpuProbe, Gpu, GpuReading
 from core.paths import Workspace
@@ -13,6 +12,7 @@ from monitoring.api.aggregator import build_aggregator
 from monitoring.api.events import Streams
 from monitoring.app import create_app
 from monitoring.guard import Guard
+from sample_root import SampleRoot, working_day
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
-from sample_root import SampleRoot, stamp
 
 from core.checkpoints import Catalogue
 from core.daemon.pid_manager import boot_id
 from core.paths import Workspace
 from core.verdicts import all_verdicts
+from sample_root import SampleRoot, stamp
 
 
 def get(client: FlaskClient, address: str, status: int = 200) -> Any:

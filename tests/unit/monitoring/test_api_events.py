@@ -6,10 +6,9 @@ import threading
 from collections.abc import Iterator
 from itertools import islice
 
-from sample_root import SampleRoot
-
 from core.paths import Workspace
 from monitoring.api.events import Changes, EventLog, Streams
+from sample_root import SampleRoot
 
 
 def numbers(events: list[tuple[str, str]]) -> list[int]:

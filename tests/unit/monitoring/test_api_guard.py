@@ -4,12 +4,12 @@ import base64
 
 import pytest
 from flask.testing import FlaskClient
-from sample_root import SampleRoot
 from werkzeug.datastructures import Headers
 
 from core.errors import ConfigError
 from monitoring.api.events import Streams
 from monitoring.guard import Guard, Refusal, build_guard, host_name
+from sample_root import SampleRoot
 
 ADDRESSES = ["/", "/health", "/metrics", "/api/status", "/api/jobs/x", "/api/events", "/ui/app.css", "/nothing"]
 
@@ -57,8 +57,9 @@ def test_every_answer_carries_the_headers_of_safety(client: FlaskClient, address
 @pytest.mark.parametrize(
     "path",
     [
-        "../app.py", "%2e%2e%2fapp.py", "..%252fapp.py", "/etc/passwd", "//etc/passwd", "js/../../app.py", "js\\..\\app.py",
-        "js/main.js%00.css", "package.json", "node_modules/uplot/package.json", ".", "", "js/", "a" * 5000,
+        "../app.py", "%2e%2e%2fapp.py", "..%252fapp.py", "/etc/passwd", "//etc/passwd", "js/../../app.py",
+        "js\\..\\app.py", "js/main.js%00.css", "package.json", "node_modules/uplot/package.json",
+        ".", "", "js/", "a" * 5000,
     ],
 )  # fmt: skip
 def test_nothing_outside_the_list_of_page_files_is_read(client: FlaskClient, path: str) -> None:
