@@ -70,6 +70,7 @@ class ValidationSettings:
 
     level: str
     bad_rows: str
+    bad_rows_limit: float
     too_long: str
 
 

@@ -1,0 +1,104 @@
+"""JSON Lines, strict and streaming (arrow: intake).
+
+Reads    one file, front to back, in chunks of 1 MiB     Writes   nothing
+Format   one JSON object a line, split at LF only; BOM, CRLF, blank lines and a missing last line end are forgiven
+Units    columns and lines count from 1, rows from 0     Errors   OSError of the disk; what the file holds never raises
+"""
+
+import hashlib
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from core.formats.rows import BATCH_BYTES, BATCH_ROWS, MAX_ROW_BYTES, Batch, Notes, RowProblem, Value
+from core.formats.strict_json import parse_row
+
+_CHUNK_BYTES = 1 << 20
+_BOM = b"\xef\xbb\xbf"
+_WIDE_BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_TOO_LONG = RowProblem(
+    "too_large", f"a line over {MAX_ROW_BYTES >> 20} MiB", fix="split the row, or check that lines end in LF"
+)
+
+
+class JsonlReader:
+    """A JSON Lines file as rows."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.notes = Notes()
+
+    def batches(self) -> Iterator[Batch]:
+        self.notes = notes = Notes()
+        batch, batch_bytes = Batch(0), 0
+        for line_number, raw in self._lines(notes):
+            text = raw.rstrip(b"\r") if raw is not None else None
+            if text is not None and not text.strip(b" \t"):
+                notes.forgive("blank_line", line_number)
+                continue
+            if text is not None and len(text) != len(raw or b""):
+                notes.forgive("crlf", line_number)
+            batch.lines.append(line_number)
+            batch.values.append(_TOO_LONG if text is None else parse_row(text))
+            notes.rows += 1
+            batch_bytes += len(raw or b"")
+            if len(batch.lines) >= BATCH_ROWS or batch_bytes >= BATCH_BYTES:
+                yield batch
+                batch, batch_bytes = Batch(notes.rows), 0
+        if batch.lines:
+            self._explain_cut(batch)
+            yield batch
+
+    def some(self, wanted: Collection[int]) -> Iterator[tuple[int, int, Value]]:
+        row = 0
+        for line, raw in self._lines(Notes()):
+            if raw is not None and not raw.strip(b" \t\r"):
+                continue
+            if row in wanted:
+                yield row, line, _TOO_LONG if raw is None else parse_row(raw.rstrip(b"\r"))
+            row += 1
+
+    def line_bound(self) -> int:
+        with self._path.open("rb", buffering=0) as file:
+            return 1 + sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(_CHUNK_BYTES), b""))
+
+    def _lines(self, notes: Notes) -> Iterator[tuple[int, bytes | None]]:
+        """Give (line number, bytes without LF); None for a line over the cap, whose bytes are not kept."""
+        digest = hashlib.sha256()
+        number, rest, overlong = 1, b"", False
+        with self._path.open("rb", buffering=0) as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                if notes.size_bytes == 0 and chunk.startswith(_BOM):
+                    notes.forgive("bom", 1)
+                    chunk = chunk.removeprefix(_BOM)
+                    notes.size_bytes = len(_BOM)
+                notes.size_bytes += len(chunk)
+                head, *lines = chunk.split(b"\n")
+                rest += head if not overlong else b""
+                for line in lines:
+                    yield number, None if overlong or len(rest) > MAX_ROW_BYTES else rest
+                    number, rest, overlong = number + 1, line, False
+                if len(rest) > MAX_ROW_BYTES:
+                    rest, overlong = b"", True
+        notes.sha256 = digest.hexdigest()
+        if rest or overlong:
+            notes.forgive("no_final_newline", number)
+            yield number, None if overlong else rest
+
+    def _explain_cut(self, batch: Batch) -> None:
+        """A last line that stops in the middle is most likely a broken transfer: say so."""
+        last = batch.values[-1]
+        if "no_final_newline" in self.notes.counts and isinstance(last, RowProblem) and last.code == "bad_json":
+            cut = f"line {batch.lines[-1]} is incomplete: was the transfer cut? ({last.message})"
+            batch.values[-1] = RowProblem("bad_json", cut, last.column, last.field, "copy the whole file again")
+
+
+def looks_wide(path: Path) -> str | None:
+    """Name the encoding when a file begins like UTF-16; None otherwise. Raises OSError."""
+    with path.open("rb") as file:
+        head = file.read(256)
+    if head[:2] in _WIDE_BOMS:
+        return _WIDE_BOMS[head[:2]]
+    zeros = head.count(0)
+    return "UTF-16" if zeros * 3 > len(head) > 3 and os.fsencode("{") in head else None

@@ -1,0 +1,69 @@
+"""What every format hands to the gates: batches of rows, or of reasons why one cannot be read (arrow: intake)."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol  # a row is a JSON object of any shape
+
+BATCH_ROWS = 512
+BATCH_BYTES = 1 << 22
+MAX_ROW_BYTES = 8 << 20  # one row; a longer line is refused while it is streamed
+KEPT_LINES = 10  # line numbers kept as examples
+
+
+@dataclass(frozen=True, slots=True)
+class RowProblem:
+    """Why a row is refused: a code of the contract, one sentence, and where."""
+
+    code: str
+    message: str
+    column: int | None = None
+    field: str | None = None
+    fix: str | None = None
+
+
+Value = dict[str, Any] | RowProblem
+
+
+@dataclass(slots=True)
+class Batch:
+    """Consecutive rows. `first` is the 0-based number of the first, `lines` their 1-based line numbers."""
+
+    first: int
+    lines: list[int] = field(default_factory=list)
+    values: list[Value] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Notes:
+    """What a reader noticed and forgave, and what it measured. Complete once the rows have been read to the end."""
+
+    sha256: str = ""
+    size_bytes: int = 0
+    rows: int = 0
+    forgiven: dict[str, list[int]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def forgive(self, what: str, line: int) -> None:
+        """Remember one occurrence; only the first lines are kept."""
+        self.counts[what] = self.counts.get(what, 0) + 1
+        lines = self.forgiven.setdefault(what, [])
+        if len(lines) < KEPT_LINES:
+            lines.append(line)
+
+
+class RowReader(Protocol):
+    """A file as rows. `batches` may be called again; each call reads from the start."""
+
+    notes: Notes
+
+    def line_bound(self) -> int:
+        """At least as many as there are rows; fast."""
+        ...
+
+    def batches(self) -> Iterator[Batch]:
+        """Read all rows. Raises OSError when the disk fails, never for what the file holds."""
+        ...
+
+    def some(self, wanted: Collection[int]) -> Iterator[tuple[int, int, Value]]:
+        """Give (row number, line number, value) of the wanted rows only, in order; cheaper than `batches`."""
+        ...

@@ -1,0 +1,68 @@
+"""Which rows of a file are never trained but judged with (arrow: intake; the suite `incoming`).
+
+Reads    checkpoints/<run>/incoming/*.jsonl, whose lines open with {"sha256":"<64 hex>"       Writes   nothing
+Units    shares 0..1; hashes are the 32 bytes of `row_sha256`
+
+A row is held out when the seed and its own hash say so, whatever file it comes in: none of a file under 50 rows, at
+most `cap` different ones of a file (the lowest hashes), and always when an earlier file has held it out already.
+"""
+
+import hashlib
+import heapq
+from collections.abc import Collection
+from pathlib import Path
+
+MIN_ROWS = 50
+_RANGE = 1 << 64
+_PREFIX = b'{"sha256":"'
+LINE_START = "sha256"  # the key that opens every line of a held-out file
+
+
+def read_held_out(folder: Path) -> set[bytes]:
+    """The hashes of all rows held out so far in a run. Raises OSError."""
+    found: set[bytes] = set()
+    for file in sorted(folder.glob("*.jsonl")) if folder.is_dir() else ():
+        found |= read_held_out_file(file)
+    return found
+
+
+def read_held_out_file(file: Path) -> set[bytes]:
+    """The hashes in one held-out file. Raises OSError; ValueError for a damaged line."""
+    with file.open("rb") as lines:
+        return {bytes.fromhex(line[len(_PREFIX) : len(_PREFIX) + 64].decode()) for line in lines if line.strip()}
+
+
+class HeldOutDraw:
+    """Draws the held-out rows of one file while its rows pass by."""
+
+    def __init__(self, *, seed: int, share: float, cap: int, already: Collection[bytes]) -> None:
+        self._mix = int.from_bytes(hashlib.sha256(b"held_out:%d" % seed).digest()[:8], "big")
+        self._below = int(share * _RANGE)
+        self._cap = cap
+        self._already = already
+        self._heap: list[tuple[int, bytes]] = []  # of negated keys: the largest key is popped first
+        self._rows: dict[bytes, list[int]] = {}
+        self._known: dict[bytes, list[int]] = {}
+        self.rows = 0
+
+    def offer(self, row_number: int, row_hash: bytes) -> None:
+        """Look at one row."""
+        self.rows += 1
+        if row_hash in self._already:
+            self._known.setdefault(row_hash, []).append(row_number)
+            return
+        key = int.from_bytes(row_hash[:8], "big") ^ self._mix
+        if key >= self._below:
+            return
+        if row_hash in self._rows:
+            self._rows[row_hash].append(row_number)
+            return
+        self._rows[row_hash] = [row_number]
+        heapq.heappush(self._heap, (-key, row_hash))
+        if len(self._heap) > self._cap:
+            del self._rows[heapq.heappop(self._heap)[1]]
+
+    def chosen(self) -> dict[bytes, list[int]]:
+        """The hashes held out and the rows that have them, once all rows have been offered."""
+        drawn = self._rows if self.rows >= MIN_ROWS else {}
+        return drawn | self._known

@@ -1,0 +1,347 @@
+"""One file through both gates: layer 1 (spec) and layer 2 (content) in one or two passes (arrow: intake).
+
+Reads    the data file, twice at level standard        Writes   through the sinks it is given, else nothing
+Errors   what the file holds never raises; OSError of the disk and DropforgeError of the configuration do
+Used by  gate.run_gates (with sinks, in the daemon's worker); gate.check_file and the two validators (without)
+
+First pass: strict JSON, schema, order of turns, hashes, contamination, the held-out draw. Second pass: at level quick
+512 seeded rows are encoded, otherwise every row that will be trained, into the token cache.
+"""
+
+import heapq
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol  # JSON values
+
+from core.chat_templates import ChatEncoder, Encoded
+from core.formats import Batch, RowProblem, RowReader, open_rows
+from core.formats.jsonl import looks_wide
+from core.lineage import Sidecar, SidecarError, check_claims
+from core.validation.contamination import SuiteIndex
+from core.validation.detection import detect, named_spec, refusal, spec_by_pattern, too_few_fit
+from core.validation.held_out import HeldOutDraw
+from core.validation.labels import LabelAudit, TokenStats
+from core.validation.result import MAX_EXPLAINED, Issues, ValidationResult
+from core.validation.rows import TrainingRow, order_problem, rename_columns, row_sha256, shaped
+from core.validation.specs import DatasetSpec
+
+LEVELS = ("quick", "standard", "deep")
+AUDITED_ROWS = 512
+
+
+class Sinks(Protocol):
+    """Where an accepted file's rows go."""
+
+    def held_out(self, row_number: int, row_hash: bytes, row: TrainingRow) -> None: ...
+    def train(self, row_number: int, row_hash: bytes, encoded: Encoded) -> None: ...
+    def set_aside(self, row_number: int, line: int, problem: RowProblem, value: object) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a file is to be inspected. Lengths in tokens, shares 0..1."""
+
+    specs: Mapping[str, DatasetSpec]
+    level: str = "standard"
+    spec: str | None = None
+    detect_specs: tuple[str, ...] = ("chat_sft_v1", "completion_v1")
+    spec_by_pattern: Mapping[str, str] = field(default_factory=dict)
+    encoder: ChatEncoder | None = None
+    max_length: int = 2048
+    too_long: str = "reject"
+    bad_rows: str = "reject_file"
+    bad_rows_limit: float = 0.05
+    seed: int = 0
+    held_out: float = 0.0
+    held_out_cap: int = 0
+    already_held_out: Collection[bytes] = frozenset()
+    suites: SuiteIndex = field(default_factory=lambda: SuiteIndex({}))
+    content: bool = True  # False: layer 1 alone
+    show_mask: int = 0
+
+
+class _Stop(Exception):
+    """The file is refused as a whole; nothing more can be learnt."""
+
+    def __init__(self, problem: RowProblem) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
+
+
+class Inspection:
+    """The inspection of one file. Call `run` once, then read the results."""
+
+    def __init__(self, path: Path, sidecar: Sidecar, plan: Plan, sinks: Sinks | None = None) -> None:
+        self._path, self._sidecar, self._plan, self._sinks = path, sidecar, plan, sinks
+        self.issues = Issues()
+        self.spec: DatasetSpec | None = None
+        self.columns: Mapping[str, str] = {}
+        self.rows = self.rows_set_aside = self.rows_dropped = self.rows_held_out = 0
+        self.sha256: str | None = None
+        self.size_bytes = 0
+        self.stats = TokenStats()
+        self.masks: list[dict[str, Any]] = []
+        self._reader: RowReader = open_rows(path)
+        self._bad: set[int] = set()
+        self._sample = _Sample(plan.seed)
+        self._misfits = self._parsed = 0
+        self._detected = False
+
+    @property
+    def rows_train(self) -> int:
+        return self.rows - self.rows_set_aside - self.rows_dropped - self.rows_held_out
+
+    def run(self) -> ValidationResult:
+        """Inspect. Raises OSError of the disk, DropforgeError of the configuration."""
+        try:
+            self._run()
+        except _Stop as stop:
+            self.issues.error(stop.problem)
+        if self.issues.errors:
+            self.rows_set_aside, self.rows_dropped, self.rows_held_out = self.rows, 0, 0
+        return self.issues.result(self.as_stats())
+
+    def as_stats(self) -> dict[str, Any]:
+        """Counts and token statistics."""
+        return {
+            "rows": self.rows,
+            "rows_train": self.rows_train,
+            "rows_held_out": self.rows_held_out,
+            "rows_set_aside": self.rows_set_aside,
+            "rows_dropped": self.rows_dropped,
+            "spec": self.spec.name if self.spec else None,
+            "sha256": self.sha256,
+            "bytes": self.size_bytes,
+            "tokens": self.stats.as_dict(),
+        }
+
+    def _run(self) -> None:
+        self.size_bytes = self._path.stat().st_size
+        wide = looks_wide(self._path)
+        if wide:
+            raise _Stop(RowProblem("bad_encoding", f"the file is {wide}, not UTF-8", fix="save it as UTF-8"))
+        self._find_spec()
+        draw = self._first_pass()
+        self._judge_first_pass()
+        if self.issues.errors or not self._plan.content:
+            return
+        chosen = draw.chosen()
+        self.rows_held_out = sum(map(len, chosen.values()))
+        if self.rows_train <= 0:
+            raise _Stop(RowProblem("nothing_to_train", "every row is held out or set aside", fix="add rows"))
+        if self._plan.level == "quick":
+            self._audit_some(chosen)
+        else:
+            self._encode_all(chosen)
+        self._judge_labels()
+
+    # -- layer 1 --------------------------------------------------------------------------------------------------
+
+    def _find_spec(self) -> None:
+        plan = self._plan
+        stated = self._sidecar.spec
+        if plan.spec and stated and plan.spec != stated:
+            message = f"the sidecar says spec {stated}, asked for {plan.spec}"
+            raise _Stop(RowProblem("sidecar_mismatch", message, None, "$.spec"))
+        name = plan.spec or stated or spec_by_pattern(self._path.name, plan.spec_by_pattern)
+        found: DatasetSpec | RowProblem | None
+        if name is not None:
+            found = named_spec(name, plan.specs)
+        else:
+            candidates = [named_spec(name, plan.specs) for name in plan.detect_specs]
+            known = [spec for spec in candidates if isinstance(spec, DatasetSpec)]
+            renamed = map(self._renamed, self._reader.batches()) if self._sidecar.columns else self._reader.batches()
+            found = detect(renamed, self._reader.line_bound(), known, plan.specs)
+            self._detected = True
+            found = known[0] if found is None and known else found
+        if isinstance(found, RowProblem):
+            self._count_only()
+            raise _Stop(found)
+        self.spec = found
+        if found is not None:
+            self.columns = found.columns if self._sidecar.columns is None else self._sidecar.columns
+
+    def _renamed(self, batch: Batch) -> Batch:
+        columns = self._sidecar.columns or {}
+        values = [v if isinstance(v, RowProblem) else dict(rename_columns(v, columns)) for v in batch.values]
+        return Batch(batch.first, batch.lines, values)
+
+    def _count_only(self) -> None:
+        """A file refused before it was read still gets its identity and its row count."""
+        for batch in self._reader.batches():
+            for line, value in zip(batch.lines, batch.values, strict=True):
+                if isinstance(value, RowProblem) and self.issues.errors < MAX_EXPLAINED:
+                    self.issues.error(value, line)
+        self._take_notes()
+
+    def _take_notes(self) -> None:
+        notes = self._reader.notes
+        self.sha256, self.rows = notes.sha256, notes.rows
+        for what, lines in notes.forgiven.items():
+            self.issues.warn(what, notes.counts[what], lines)
+
+    def _first_pass(self) -> HeldOutDraw:
+        plan, spec = self._plan, self.spec
+        draw = HeldOutDraw(seed=plan.seed, share=plan.held_out, cap=plan.held_out_cap, already=plan.already_held_out)
+        for batch in self._reader.batches():
+            for offset, value in enumerate(batch.values):
+                number = batch.first + offset
+                outcome = value if isinstance(value, RowProblem) else self._layer_one(value, spec)
+                if isinstance(outcome, RowProblem):
+                    self._bad_row(number, batch.lines[offset], outcome, value)
+                    continue
+                digest = row_sha256(outcome)
+                draw.offer(number, digest)
+                self._sample.offer(number, digest)
+        self._take_notes()
+        return draw
+
+    def _layer_one(self, value: Mapping[str, Any], spec: DatasetSpec | None) -> TrainingRow | RowProblem:
+        if spec is None:
+            return RowProblem("spec_unknown", "no spec is known")
+        self._parsed += 1
+        row = rename_columns(value, self.columns)
+        if not spec.fits(row):
+            self._misfits += 1
+            return spec.explain(row) or RowProblem("spec_mismatch", f"not {spec.name}")
+        trained = shaped(row, spec.kind)
+        problem = order_problem(trained, spec)
+        if problem is not None:
+            return problem
+        item = self._plan.suites.hit(trained)
+        if item is not None:
+            fix = "remove the row: what is judged with must not be trained"
+            return RowProblem("contaminated", f"the question is item {item} of an evaluation suite", fix=fix)
+        return trained
+
+    def _bad_row(self, number: int, line: int, problem: RowProblem, value: object) -> None:
+        if self._plan.bad_rows == "set_aside":
+            self._bad.add(number)
+            self.issues.warn(problem.code, 1, [line])
+            if self._sinks is not None:
+                self._sinks.set_aside(number, line, problem, value)
+        else:
+            self.issues.error(problem, line)
+
+    def _judge_first_pass(self) -> None:
+        if self.rows == 0:
+            raise _Stop(RowProblem("empty", "the file holds no rows", fix="drop a file with at least one row"))
+        if self._detected and self._parsed and too_few_fit(self._misfits, self._parsed) and self.spec:
+            raise _Stop(self._late_refusal())
+        self.rows_set_aside = len(self._bad)
+        if len(self._bad) > self._plan.bad_rows_limit * self.rows:
+            message = f"{len(self._bad)} of {self.rows} rows are bad, more than validation.bad_rows_limit"
+            raise _Stop(RowProblem("spec_mismatch", message, fix="repair the file or raise the limit"))
+        try:
+            check_claims(self._sidecar, sha256=self.sha256 or "", size_bytes=self.size_bytes, rows=self.rows)
+        except SidecarError as error:
+            raise _Stop(RowProblem(error.slug, error.message, None, error.field, error.fix)) from error
+
+    def _late_refusal(self) -> RowProblem:
+        """A spec that seemed to fit at first does not: word it with a row that shows why."""
+        for batch in self._reader.batches():
+            for line, value in zip(batch.lines, batch.values, strict=True):
+                if not isinstance(value, RowProblem) and self.spec and not self.spec.fits(value):
+                    return refusal((line, value), self._plan.specs)
+        return RowProblem("spec_unknown", "no spec fits")
+
+    # -- layer 2 --------------------------------------------------------------------------------------------------
+
+    def _audit_some(self, chosen: Mapping[bytes, list[int]]) -> None:
+        held = {number: digest for digest, numbers in chosen.items() for number in numbers}
+        wanted = self._sample.numbers - held.keys()
+        todo: list[tuple[int, int, TrainingRow]] = []
+        for number, line, value in self._reader.some(wanted | held.keys()):
+            if isinstance(value, RowProblem):
+                continue
+            row = self._training(value)
+            if number in held:
+                self._hold_out(number, held[number], row)
+            else:
+                todo.append((number, line, row))
+        self._encode(todo, keep=False)
+
+    def _encode_all(self, chosen: Mapping[bytes, list[int]]) -> None:
+        for batch in self._reader.batches():
+            todo: list[tuple[int, int, TrainingRow]] = []
+            for offset, value in enumerate(batch.values):
+                number = batch.first + offset
+                if isinstance(value, RowProblem) or number in self._bad:
+                    continue
+                row = self._training(value)
+                digest = row_sha256(row)
+                if digest in chosen:
+                    self._hold_out(number, digest, row)
+                else:
+                    todo.append((number, batch.lines[offset], row))
+            self._encode(todo, keep=True)
+
+    def _training(self, value: Mapping[str, Any]) -> TrainingRow:
+        assert self.spec is not None  # noqa: S101  # _judge_first_pass stops a file without one
+        return shaped(rename_columns(value, self.columns), self.spec.kind)
+
+    def _hold_out(self, number: int, digest: bytes, row: TrainingRow) -> None:
+        if self._sinks is not None:
+            self._sinks.held_out(number, digest, row)
+
+    def _encode(self, todo: list[tuple[int, int, TrainingRow]], *, keep: bool) -> None:
+        if self._plan.encoder is None or not todo:
+            return
+        audit = self._audit()
+        for (number, line, row), encoded in zip(todo, audit.encode([row for _, _, row in todo]), strict=True):
+            if isinstance(encoded, RowProblem):
+                self._unfit(number, line, row, encoded)
+                continue
+            if len(self.masks) < self._plan.show_mask:
+                pieces = [{"text": text, "trained": trained} for text, trained in self._plan.encoder.pieces(encoded)]
+                self.masks.append({"line": line, "pieces": pieces})
+            if keep and self._sinks is not None:
+                self._sinks.train(number, row_sha256(row), encoded)
+
+    def _audit(self) -> LabelAudit:
+        plan = self._plan
+        assert plan.encoder is not None  # noqa: S101  # _encode asked
+        audit = LabelAudit(plan.encoder, max_length=plan.max_length, too_long=plan.too_long)
+        audit.stats = self.stats
+        return audit
+
+    def _unfit(self, number: int, line: int, row: TrainingRow, problem: RowProblem) -> None:
+        if problem.code != "dropped":
+            self.issues.error(problem, line)
+            return
+        self.issues.warn("too_long", 1, [line])
+        if self._plan.level != "quick":
+            self.rows_dropped += 1
+            if self._sinks is not None:
+                self._sinks.set_aside(number, line, problem, row)
+
+    def _judge_labels(self) -> None:
+        if self._plan.encoder is None:
+            self.issues.warn("labels_unchecked")
+            return
+        if self.stats.truncated_rows:
+            self.issues.warn("truncated", self.stats.truncated_rows)
+        if self.rows_train <= 0:
+            raise _Stop(RowProblem("too_long", "every row is over hyperparams.max_length", fix="shorten the rows"))
+        if not self.issues.errors and self.stats.suspicion():
+            self.issues.warn("mask_suspect")
+
+
+class _Sample:
+    """Draws AUDITED_ROWS rows by seed and content; equal files are audited alike."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._heap: list[tuple[int, int]] = []
+
+    def offer(self, number: int, digest: bytes) -> None:
+        key = -(int.from_bytes(digest[8:16], "big") ^ self._seed)
+        if len(self._heap) < AUDITED_ROWS:
+            heapq.heappush(self._heap, (key, number))
+        elif key > self._heap[0][0]:
+            heapq.heapreplace(self._heap, (key, number))
+
+    @property
+    def numbers(self) -> set[int]:
+        return {number for _, number in self._heap}

@@ -1,0 +1,104 @@
+"""What a gate answers: issues found, and one verdict over all of them (arrow: intake)."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any  # JSON values
+
+from core.formats.rows import RowProblem
+
+MAX_EXPLAINED = 100  # problems that are worded one by one
+MAX_EXAMPLES = 10  # line numbers kept for each kind of issue
+
+SPEC_VALIDATOR = ("SpecValidator", "1.0.0")
+DATA_VALIDATOR = ("DataValidator", "1.0.0")
+VALIDATOR_VERSIONS: dict[str, str] = {SPEC_VALIDATOR[0]: SPEC_VALIDATOR[1], DATA_VALIDATOR[0]: DATA_VALIDATOR[1]}
+_SPEC_CODES = {"spec_unknown", "spec_mismatch", "sidecar_mismatch", "locked_field"}
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationResult:
+    """The answer of one validator. `line` and `field` are those of the first error."""
+
+    ok: bool
+    code: str
+    message: str
+    line: int | None = None
+    field: str | None = None
+    issues: tuple[Mapping[str, Any], ...] = ()
+    stats: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    column: int | None = None
+    fix: str | None = None
+
+
+@dataclass(slots=True)
+class _Kind:
+    count: int = 0
+    lines: list[int] = dataclasses.field(default_factory=list)
+
+
+class Issues:
+    """Collects errors and warnings of one file; remembers the first error (by line) in full."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[tuple[str, str], _Kind] = {}
+        self.first: tuple[int, RowProblem] | None = None
+        self.errors = 0
+        self.messages: list[str] = []
+
+    def error(self, problem: RowProblem, line: int | None = None) -> None:
+        """Add one error; a line of None is the whole file, which comes before any line."""
+        self.errors += 1
+        self._count("error", problem.code, line)
+        if len(self.messages) < MAX_EXPLAINED:
+            where = f"line {line}: " if line else ""
+            self.messages.append(f"{where}{problem.message}")
+        if self.first is None or (line or 0) < self.first[0]:
+            self.first = (line or 0, problem)
+
+    def warn(self, code: str, count: int = 1, lines: list[int] | None = None) -> None:
+        """Add warnings of one kind."""
+        kind = self._kinds.setdefault(("warning", code), _Kind())
+        kind.count += count
+        kind.lines += (lines or [])[: MAX_EXAMPLES - len(kind.lines)]
+
+    def _count(self, severity: str, code: str, line: int | None) -> None:
+        kind = self._kinds.setdefault((severity, code), _Kind())
+        kind.count += 1
+        if line is not None and len(kind.lines) < MAX_EXAMPLES:
+            kind.lines.append(line)
+
+    def as_list(self) -> list[dict[str, Any]]:
+        """The contract's `issues`, errors first."""
+        return [
+            {
+                "validator": validator,
+                "version": version,
+                "severity": severity,
+                "code": code,
+                "count": kind.count,
+                "examples": kind.lines,
+            }
+            for (severity, code), kind in sorted(self._kinds.items())
+            for validator, version in [SPEC_VALIDATOR if code in _SPEC_CODES else DATA_VALIDATOR]
+        ]
+
+    def result(self, stats: Mapping[str, Any], accepted: str = "accepted") -> ValidationResult:
+        """Sum up."""
+        issues = tuple(self.as_list())
+        if self.first is None:
+            return ValidationResult(True, "ok", accepted, issues=issues, stats=stats)
+        line, problem = self.first
+        more = f" ({self.errors - 1} more errors)" if self.errors > 1 else ""
+        where = f"line {line}: " if line and not problem.message.startswith("line ") else ""
+        return ValidationResult(
+            False,
+            problem.code,
+            f"{where}{problem.message}{more}",
+            line or None,
+            problem.field,
+            issues,
+            stats,
+            problem.column,
+            problem.fix,
+        )

@@ -1,0 +1,146 @@
+"""Dataset specs: what a row of each kind looks like, as JSON Schema files (arrow: intake, layer 1).
+
+Reads    config/specs/*.json of the package, then of the root (a user adds a spec by adding a file)
+Format   JSON Schema of one row plus `kind`, `version` and, optionally, `columns`
+Errors   ConfigError for a spec file that is damaged, of no known kind, or takes a built-in name
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any  # rows and schemas are JSON
+
+import jsonschema
+import jsonschema_rs
+
+from core.atomic import read_json
+from core.errors import ConfigError, DropforgeError
+from core.formats.rows import RowProblem
+from core.paths import builtin_config
+
+KINDS = {
+    "chat": ("messages",),
+    "text": ("text",),
+    "prompt_completion": ("prompt", "completion"),
+    "alpaca": ("instruction", "output"),
+    "sharegpt": ("conversations",),
+}
+_JSON_NAMES = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """One kind of row.
+
+    Attributes:
+        kind: how a row becomes what is trained, see `KINDS`.
+        columns: our field names to the file's, unless a sidecar says otherwise.
+    """
+
+    name: str
+    kind: str
+    version: str
+    schema: Mapping[str, Any]
+    columns: Mapping[str, str]
+
+    @cached_property
+    def _fast(self) -> jsonschema_rs.Validator:
+        return jsonschema_rs.validator_for(dict(self.schema))
+
+    @cached_property
+    def _worded(self) -> jsonschema.Draft202012Validator:
+        return jsonschema.Draft202012Validator(dict(self.schema))
+
+    def fits(self, row: Mapping[str, Any]) -> bool:
+        """Does a row (columns already renamed) obey the schema?"""
+        return self._fast.is_valid(row)
+
+    def error_count(self, row: Mapping[str, Any]) -> int:
+        """How far a row is from this spec."""
+        return sum(1 for _ in self._worded.iter_errors(row))
+
+    def explain(self, row: Mapping[str, Any]) -> RowProblem | None:
+        """Word the most telling violation; None when the row fits."""
+        errors = sorted(self._worded.iter_errors(row), key=lambda e: (e.validator != "required", len(e.path)))
+        if not errors:
+            return None
+        return self._worded_problem(errors[0])
+
+    def _worded_problem(self, error: jsonschema.ValidationError) -> RowProblem:
+        field = error.json_path
+        rule: Any = error.validator_value  # any JSON, as the schema has it
+        instance: Any = error.instance  # any JSON, as the row has it
+        name = field.removeprefix("$.") if field != "$" else "the row"
+        known = list(error.schema.get("properties", {})) if isinstance(error.schema, Mapping) else []
+        fix = None
+        if error.validator == "required":
+            missing = next(key for key in rule if key not in instance)
+            near = difflib.get_close_matches(missing, instance, 1)
+            message, field = f"{name} lacks {missing!r}", f"{field}.{missing}"
+            fix = f"rename {near[0]!r} to {missing!r}" if near else f"add {missing!r}"
+        elif error.validator == "additionalProperties":
+            extra = next(key for key in instance if key not in known)
+            near = difflib.get_close_matches(extra, known, 1)
+            message, field = f"{name} has an unknown key {extra!r}", f"{field}.{extra}"
+            fix = f"rename it to {near[0]!r}" if near else f"remove it; known are {', '.join(known)}"
+        elif error.validator == "type":
+            kind = _JSON_NAMES.get(type(error.instance), "a number")
+            message = f"{name} is {kind}, not {_article(rule)}"
+        elif error.validator == "enum":
+            message = f"{name} is {_short(error.instance)}, not one of {', '.join(map(str, rule))}"
+        elif error.validator in ("minItems", "minLength") or rule == "\\S":
+            message = f"{name} is empty or too short"
+        else:
+            message = f"{name} breaks {error.validator} {_short(rule)}: {_short(error.instance)}"
+        return RowProblem("spec_mismatch", f"not {self.name}: {message}", None, field, fix)
+
+
+def _article(kind: object) -> str:
+    names = kind if isinstance(kind, list) else [kind]
+    return " or ".join(f"{'an' if str(name)[0] in 'aeiou' else 'a'} {name}" for name in names)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def read_spec(file: Path) -> DatasetSpec:
+    """Read one spec file. Raises ConfigError."""
+    try:
+        doc = read_json(file)
+        jsonschema.Draft202012Validator.check_schema(doc)
+    except DropforgeError as error:
+        raise ConfigError(f"the spec cannot be read: {error.message}", where=str(file)) from error
+    except jsonschema.SchemaError as error:
+        raise ConfigError(f"the spec is no JSON Schema: {error.message[:200]}", where=str(file)) from error
+    kind = doc.get("kind")
+    if kind not in KINDS:
+        raise ConfigError(f"the spec's kind is {kind!r}", where=str(file), fix=f"use one of {', '.join(KINDS)}")
+    required = set(doc.get("required", ()))
+    if doc.get("type") != "object" or not required.issuperset(KINDS[kind]):
+        raise ConfigError(
+            f"a spec of kind {kind} must be of type object and require {', '.join(KINDS[kind])}", where=str(file)
+        )
+    return DatasetSpec(file.stem, kind, str(doc.get("version", "1.0.0")), doc, doc.get("columns", {}))
+
+
+def load_specs(folders: Iterable[Path]) -> dict[str, DatasetSpec]:
+    """Read all specs of some folders, built-in ones first. Raises ConfigError."""
+    specs: dict[str, DatasetSpec] = {}
+    for folder in folders:
+        for file in sorted(folder.glob("*.json")):
+            if file.stem in specs:
+                raise ConfigError(f"spec {file.stem!r} exists already", where=str(file), fix="choose another name")
+            specs[file.stem] = read_spec(file)
+    return specs
+
+
+def nearest_spec(name: str, specs: Mapping[str, DatasetSpec]) -> str | None:
+    """The known spec whose name is closest."""
+    return next(iter(difflib.get_close_matches(name, specs, 1, 0.4)), None)
+
+
+DATASET_SPECS: Mapping[str, DatasetSpec] = load_specs([builtin_config() / "specs"])
