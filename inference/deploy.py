@@ -1,0 +1,243 @@
+"""Taking a published checkpoint into service, or not: the server's half of a deployment (arrow: publisher -> inference server).
+
+Reads    models_dir/incoming/          Writes  through ModelStore: models_dir/<id>/, current, previous, bad/
+Errors   GateFailedError and its kin (the old model goes on serving), StorageError, ConflictError
+Effects  one deployment at a time; hashing in the caller's thread, everything with torch on the generation thread
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any  # reports and listings are JSON objects
+
+from core.errors import AnswerNoError, DropforgeError, GateFailedError, ModelError, NotFoundError, StorageError
+from inference.metrics import ServerMetrics
+from inference.generation import Canary
+from inference.model_slot import GateReport, Loader, ModelSlot, pass_gate
+from inference.model_store import DamagedTransferError, ModelStore, RefusedCheckpointError, StoredCheckpoint
+from inference.scheduler import Scheduler
+from inference.slot_table import SlotTable
+
+logger = logging.getLogger(__name__)
+
+_WAIT_FOR_OTHER_S = 120.0
+_MOST_LOAD_S = 600.0
+_KEEP_FOLDERS = 5
+
+
+class ConflictError(AnswerNoError):
+    """What is asked does not fit what is there now."""
+
+    code = 2104
+    slug = "conflict"
+
+
+class Deployer:
+    """Owns the order of deployments. Thread-safe."""
+
+    def __init__(
+        self, store: ModelStore, table: SlotTable, scheduler: Scheduler, loader: Loader, metrics: ServerMetrics
+    ) -> None:
+        self._store = store
+        self._table = table
+        self._scheduler = scheduler
+        self._loader = loader
+        self._metrics = metrics
+        self._one_at_a_time = threading.Lock()
+
+    def start(self) -> None:
+        """Serve what `current` names, else `previous`; with neither the server waits for its first deployment."""
+        self._store.make_folders()
+        with self._turn():
+            for checkpoint_id in dict.fromkeys((self._store.current(), self._store.previous())):
+                if checkpoint_id is not None and self._try_stored(checkpoint_id):
+                    return
+        logger.info("no checkpoint to serve yet; waiting for the first deployment")
+
+    def _try_stored(self, checkpoint_id: str) -> bool:
+        try:
+            slot = self._load(self._store.read(checkpoint_id), None)
+            self._gate(slot, ())
+        except DropforgeError as error:
+            logger.error("checkpoint %s cannot serve: %s", checkpoint_id, error)  # noqa: TRY400 - a verdict, no bug
+            return False
+        self._table.put(slot)
+        if self._store.current() != checkpoint_id:
+            self._store.flip(checkpoint_id)
+        self._serve(checkpoint_id)
+        return True
+
+    def reload(
+        self, checkpoint_id: str, manifest_sha256: str, base_manifest_sha256: str | None, canaries: Sequence[Canary]
+    ) -> dict[str, Any]:
+        """Verify, load, gate and serve what the publisher sent. Asking for what serves already changes nothing.
+
+        Returns {"id", "previous", "changed", "seconds": {...}, "gate": {...} or null}.
+
+        Raises:
+            GateFailedError: and the old model serves. ConflictError: marked bad before. StorageError.
+        """
+        with self._turn():
+            reason = self._store.bad_reason(checkpoint_id, manifest_sha256)
+            if reason is not None:
+                raise ConflictError(
+                    f"this checkpoint failed before and is not tried again: {reason}",
+                    where=checkpoint_id,
+                    fix="publish another checkpoint",
+                )
+            try:
+                return self._reload(checkpoint_id, manifest_sha256, base_manifest_sha256, canaries)
+            except DamagedTransferError:
+                self._metrics.deployment("damaged")
+                raise
+            except (GateFailedError, ModelError) as error:
+                self._metrics.deployment("refused")
+                self._refuse(checkpoint_id, manifest_sha256, error)
+                raise GateFailedError(error.message, where=checkpoint_id, fix=error.fix) from error
+
+    def _reload(
+        self, checkpoint_id: str, manifest_sha256: str, base_manifest_sha256: str | None, canaries: Sequence[Canary]
+    ) -> dict[str, Any]:
+        began = time.perf_counter()
+        stored = self._store.take_in(checkpoint_id, manifest_sha256)
+        base = None
+        if stored.is_adapter and not self._loader.holds(stored.base_sha256):
+            base = self._store.take_in_base(stored.base_sha256, base_manifest_sha256)
+        hashed = time.perf_counter()
+        before = self._table.serving_id
+        if before == checkpoint_id:
+            return {
+                "id": checkpoint_id,
+                "previous": self._store.previous(),
+                "changed": False,
+                "seconds": {},
+                "gate": None,
+            }
+        slot = self._table.get(checkpoint_id) or self._load(stored, base)
+        loaded = time.perf_counter()
+        report = self._gate(slot, canaries)
+        gated = time.perf_counter()
+        self._table.put(slot)
+        self._store.flip(checkpoint_id)
+        self._serve(checkpoint_id)
+        self._metrics.deployment("served")
+        self._tidy()
+        seconds = {
+            "hash": hashed - began,
+            "load": loaded - hashed,
+            "gate": gated - loaded,
+            "swap": time.perf_counter() - gated,
+        }
+        return {
+            "id": checkpoint_id,
+            "previous": before,
+            "changed": True,
+            "seconds": {k: round(v, 4) for k, v in seconds.items()},
+            "gate": asdict(report),
+        }
+
+    def _refuse(self, checkpoint_id: str, manifest_sha256: str, error: DropforgeError) -> None:
+        """Remember the verdict. What serves or could be rolled back to is never deleted, whatever somebody sends under its id."""
+        logger.warning("checkpoint %s is refused: %s", checkpoint_id, error)
+        self._table.forget(checkpoint_id)
+        if checkpoint_id in (self._store.current(), self._store.previous()):
+            sent = self._store.incoming(checkpoint_id)
+            if sent.exists():
+                self._store.discard(sent)
+            return
+        self._store.mark_bad(checkpoint_id, manifest_sha256, error.message)
+
+    def rollback(self) -> dict[str, Any]:
+        """Serve `previous` again; `current` becomes `previous`. Raises ConflictError when there is none."""
+        with self._turn():
+            target = self._store.previous()
+            if target is None or target == self._table.serving_id:
+                raise ConflictError("there is no previous checkpoint to go back to", fix="publish the one you want")
+            try:
+                slot = self._table.get(target) or self._load(self._store.read(target), None)
+                self._gate(slot, ())
+            except (GateFailedError, ModelError) as error:
+                raise ConflictError(
+                    f"the previous checkpoint {target} cannot serve: {error.message}", fix="publish the one you want"
+                ) from error
+            before = self._table.serving_id
+            self._table.put(slot)
+            self._store.flip(target)
+            self._serve(target)
+            self._metrics.deployment("rolled_back")
+            return {"id": target, "previous": before, "changed": True}
+
+    def load_stored(self, checkpoint_id: str) -> None:
+        """Bring a checkpoint from models_dir into memory, to be asked by id. Raises NotFoundError."""
+        with self._turn():
+            if self._table.get(checkpoint_id) is not None:
+                return
+            if checkpoint_id not in self._store.stored_ids():
+                raise NotFoundError(f"the model {checkpoint_id!r} does not exist", fix="GET /v1/models lists them")
+            try:
+                slot = self._load(self._store.read(checkpoint_id), None)
+            except (GateFailedError, ModelError) as error:
+                raise NotFoundError(f"the model {checkpoint_id!r} cannot be loaded: {error.message}") from error
+            self._table.put(slot)
+
+    def listing(self) -> dict[str, Any]:
+        """What GET /v1/checkpoints says: the truth about what is served."""
+        loaded, uses, bad = set(self._table.loaded_ids()), self._table.uses(), self._store.bad_marks()
+        serving = self._table.serving_id
+        rows = [
+            {
+                "id": i,
+                "state": "serving" if i == serving else "loaded" if i in loaded else "stored",
+                "requests": uses.get(i, 0),
+                "reason": None,
+            }
+            for i in dict.fromkeys([*self._store.stored_ids(), *sorted(loaded)])
+        ]
+        rows += [
+            {"id": i, "state": "bad", "requests": 0, "reason": m.get("reason")}
+            for i, m in bad.items()
+            if i not in loaded
+        ]
+        previous = self._store.previous()
+        return {"serving": serving, "previous": previous if previous != serving else None, "checkpoints": rows}
+
+    def known_ids(self) -> list[str]:
+        """Ids that `model` may name: in memory or on disk."""
+        return list(dict.fromkeys([*self._store.stored_ids(), *self._table.loaded_ids()]))
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        if not self._one_at_a_time.acquire(timeout=_WAIT_FOR_OTHER_S):
+            raise ConflictError("another deployment is still under way", fix="ask again when it has ended")
+        try:
+            yield
+        finally:
+            self._one_at_a_time.release()
+
+    def _load(self, stored: StoredCheckpoint, base: StoredCheckpoint | None) -> ModelSlot:
+        if stored.is_adapter and base is None and not self._loader.holds(stored.base_sha256):
+            base = self._store.read_base(stored.base_sha256)
+        return self._scheduler.run_job(self._loader.load(stored, base)).result(_MOST_LOAD_S)
+
+    def _gate(self, slot: ModelSlot, canaries: Sequence[Canary]) -> GateReport:
+        serving = self._table.serving_slot()
+        same_base = serving is not None and serving.stored.base_sha256 == slot.stored.base_sha256
+        fastest = serving.token_s if serving is not None and same_base else float("inf")
+        return self._scheduler.run_job(pass_gate(slot, canaries, fastest)).result(_MOST_LOAD_S)
+
+    def _serve(self, checkpoint_id: str) -> None:
+        self._table.serve(checkpoint_id)
+        self._metrics.serving(checkpoint_id)
+        logger.info("serving %s", checkpoint_id)
+
+    def _tidy(self) -> None:
+        try:
+            self._store.make_room(_KEEP_FOLDERS, set(self._table.loaded_ids()))
+        except StorageError:
+            logger.exception("old checkpoints could not be removed")
+
+
+__all__ = ["ConflictError", "Deployer", "RefusedCheckpointError"]

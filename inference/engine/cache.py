@@ -1,0 +1,139 @@
+"""Key-value memory of many contexts at once (inside the inference server).
+
+Shapes: B contexts, H key-value heads, L positions, D head size. A context that reads its prompt owns a private block [1, H, L, D].
+When it decodes it lives in a shelf: all contexts of about one length side by side in [B, H, L, D], kept compact, so that one batched
+attention call serves them all. A context that outgrows its shelf moves to the next, twice as long. Lengths are in tokens.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+_SHORTEST_SHELF = 64
+
+
+def shelf_length(tokens: int) -> int:
+    """The shelf a context of this many tokens stands in: the next power of two, at least 64."""
+    return max(_SHORTEST_SHELF, 1 << (tokens - 1).bit_length())
+
+
+@dataclass(slots=True)
+class Block:
+    """Keys and values of a context that reads its prompt, per layer [H, L, D]; made by the first write of each layer."""
+
+    room: int
+    length: int = 0
+    keys: dict[int, torch.Tensor] = field(default_factory=dict)
+    values: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def write(self, layer: int, keys_HTD: torch.Tensor, values_HTD: torch.Tensor) -> None:
+        """Put T new positions after `length`; `length` itself moves on when the whole step is done."""
+        if layer not in self.keys:
+            heads, _, size = keys_HTD.shape
+            self.keys[layer] = keys_HTD.new_empty((heads, self.room, size))
+            self.values[layer] = values_HTD.new_empty((heads, self.room, values_HTD.shape[2]))
+        end = self.length + keys_HTD.shape[1]
+        self.keys[layer][:, self.length : end] = keys_HTD
+        self.values[layer][:, self.length : end] = values_HTD
+
+    def copy_prefix(self, tokens: int, room: int) -> "Block":
+        """A new block that holds the first `tokens` positions of this one."""
+        twin = Block(room, tokens)
+        for layer, keys in self.keys.items():
+            for source, target in ((keys, twin.keys), (self.values[layer], twin.values)):
+                target[layer] = source.new_empty((source.shape[0], room, source.shape[2]))
+                target[layer][:, :tokens] = source[:, :tokens]
+        return twin
+
+
+class Shelf:
+    """Decoding contexts of up to `length` tokens."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.contexts: list[int] = []  # row -> context handle
+        self.lengths: list[int] = []  # row -> tokens held
+        self.keys: dict[int, torch.Tensor] = {}  # layer -> [rows, H, L, D]
+        self.values: dict[int, torch.Tensor] = {}
+
+    def add(self, context: int, length: int, keys: dict[int, torch.Tensor], values: dict[int, torch.Tensor]) -> None:
+        """Take a context over from a block or another shelf (per layer [H, >= length, D])."""
+        row = len(self.contexts)
+        self.contexts.append(context)
+        self.lengths.append(length)
+        for mine, theirs in ((self.keys, keys), (self.values, values)):
+            for layer, source in theirs.items():
+                mine[layer] = _with_room(mine.get(layer), row + 1, source, self.length)
+                mine[layer][row, :, :length] = source[:, :length]
+
+    def rows(self, row: int) -> tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]]:
+        """One context's keys and values as views."""
+        return {i: t[row] for i, t in self.keys.items()}, {i: t[row] for i, t in self.values.items()}
+
+    def remove(self, context: int) -> None:
+        """Take a context out; the last row moves into its place."""
+        row, last = self.contexts.index(context), len(self.contexts) - 1
+        if row != last:
+            held = self.lengths[last]
+            for tensors in (self.keys, self.values):
+                for tensor in tensors.values():
+                    tensor[row, :, :held] = tensor[last, :, :held]
+            self.contexts[row], self.lengths[row] = self.contexts[last], self.lengths[last]
+        self.contexts.pop()
+        self.lengths.pop()
+        if not self.contexts:
+            self.keys, self.values = {}, {}
+
+
+def _with_room(tensor: torch.Tensor | None, rows: int, like: torch.Tensor, length: int) -> torch.Tensor:
+    """Keep the tensor when it has the rows, else a copy with twice as many. Unwritten room is zero: masked, but must be finite."""
+    if tensor is not None and tensor.shape[0] >= rows:
+        return tensor
+    grown = like.new_zeros((max(4, 2 * (rows - 1)), like.shape[0], length, like.shape[2]))
+    if tensor is not None:
+        grown[: tensor.shape[0]] = tensor
+    return grown
+
+
+class KeyValueMemory:
+    """All contexts of one model."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[int, Block] = {}
+        self.shelves: dict[int, Shelf] = {}
+        self._where: dict[int, Shelf] = {}
+
+    def open(self, context: int, block: Block) -> None:
+        self.blocks[context] = block
+
+    def start_decoding(self, context: int) -> Block:
+        """Move a context whose prompt is read from its block onto a shelf. Returns the block, for a prefix cache."""
+        block = self.blocks.pop(context)
+        self._place(context, block.length, block.keys, block.values)
+        return block
+
+    def _place(self, context: int, length: int, keys: dict[int, torch.Tensor], values: dict[int, torch.Tensor]) -> None:
+        size = shelf_length(length + 1)
+        shelf = self.shelves.setdefault(size, Shelf(size))
+        shelf.add(context, length, keys, values)
+        self._where[context] = shelf
+
+    def make_room(self) -> None:
+        """Before a decode step: contexts whose shelf is full move on, so that each has room for one more token."""
+        for shelf in list(self.shelves.values()):
+            for row in range(len(shelf.contexts) - 1, -1, -1):
+                if shelf.lengths[row] >= shelf.length:
+                    context, length = shelf.contexts[row], shelf.lengths[row]
+                    keys, values = shelf.rows(row)
+                    self._place(context, length, keys, values)
+                    shelf.remove(context)
+
+    def decoding(self) -> list[Shelf]:
+        """The shelves with contexts on them, shortest first."""
+        return [self.shelves[size] for size in sorted(self.shelves) if self.shelves[size].contexts]
+
+    def close(self, context: int) -> None:
+        self.blocks.pop(context, None)
+        shelf = self._where.pop(context, None)
+        if shelf is not None:
+            shelf.remove(context)

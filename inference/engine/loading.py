@@ -1,0 +1,139 @@
+"""From a verified checkpoint folder to a model ready to serve (arrow: publisher -> inference server).
+
+Reads    models_dir/<id>/ and, for LoRA, models_dir/base/<sha256>/        Writes nothing
+Errors   ModelError naming the file and the field; never a pickle, never code from the checkpoint
+"""
+
+import copy
+import math
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any  # adapter_config.json has any shape; the fields that matter are checked below
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from core.atomic import read_json
+from core.errors import ModelError
+from inference.engine.attention import NAME, register
+from inference.engine.layers import LowRank, PackedLinear, pack
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+_SLICE_LAYERS = 8  # linears packed between two steps of the streams that run meanwhile
+# Variants of LoRA whose arithmetic is not the plain pair; serving one as a plain pair would give wrong answers silently.
+_REFUSED_ADAPTER_FIELDS = (
+    "use_dora",
+    "modules_to_save",
+    "fan_in_fan_out",
+    "lora_bias",
+    "alora_invocation_tokens",
+    "trainable_token_indices",
+)
+
+
+def load_base(folder: Path, device: torch.device) -> Generator[None, None, PreTrainedModel]:
+    """Load full weights and pack them, in slices. Returns the model, evaluated and with packed linears.
+
+    Raises:
+        ModelError: transformers cannot build it, a weight is missing or left over.
+    """
+    register()
+    transformers_logging.disable_progress_bar()
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=NAME,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
+        raise ModelError(f"transformers cannot load it: {_one_line(error)}", where=str(folder)) from error
+    model, report = loaded
+    problems = [
+        f"{kind}: {sorted(report[kind])[:3]}" for kind in ("missing_keys", "mismatched_keys") if report.get(kind)
+    ]
+    if problems:
+        raise ModelError(f"the weights do not fit the model ({'; '.join(problems)})", where=str(folder))
+    model = model.to(device).eval().requires_grad_(False)
+    yield
+    yield from _pack_linears(model)
+    return model
+
+
+def _pack_linears(model: PreTrainedModel) -> Generator[None, None, None]:
+    linears = [(name, module) for name, module in model.named_modules() if type(module) is nn.Linear]
+    for count, (name, module) in enumerate(linears, start=1):
+        packed, is_packed = pack(module.weight.data)
+        bias = None if module.bias is None else module.bias.data
+        _replace(model, name, PackedLinear(packed, bias, is_packed, None))
+        if count % _SLICE_LAYERS == 0:
+            yield
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
+
+
+def with_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """The base with a LoRA beside its linears. Every tensor of the base is shared, none is copied.
+
+    Raises:
+        ModelError: the adapter names a layer the base lacks, or is of a kind that is not a plain low-rank pair.
+    """
+    config = _adapter_config(folder / ADAPTER_CONFIG)
+    pairs = _adapter_pairs(folder / ADAPTER_WEIGHTS)
+    shared: dict[int, Any] = {id(t): t for t in (*base.parameters(), *base.buffers())}
+    shared |= {id(t): t for m in base.modules() if isinstance(m, PackedLinear) for t in m.shared()}
+    model = copy.deepcopy(base, shared)
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, PackedLinear)}
+    for name, (a_RI, b_OR) in pairs.items():
+        if name not in linears:
+            raise ModelError(f"the adapter changes {name!r}, which is no linear layer of its base", where=str(folder))
+        scale = _scale(config, name, a_RI.shape[0])
+        linears[name].add_lora(LowRank(a_RI.to(base.device, base.dtype), b_OR.to(base.device, base.dtype), scale))
+    return model
+
+
+def _adapter_config(path: Path) -> dict[str, Any]:
+    config = read_json(path)
+    refused = [field for field in _REFUSED_ADAPTER_FIELDS if config.get(field)]
+    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
+        refused.append("peft_type" if config.get("peft_type") != "LORA" else "bias")
+    if refused:
+        raise ModelError(f"only plain LoRA adapters are served; this one sets {', '.join(refused)}", where=str(path))
+    return config
+
+
+def _adapter_pairs(path: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Module name -> (A [r, in], B [out, r])."""
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    with safe_open(path, framework="pt") as weights:
+        for key in weights.keys():  # noqa: SIM118 - a safetensors handle is no mapping
+            module, _, kind = key.removesuffix(".weight").rpartition(".")
+            found.setdefault(module.removeprefix("base_model.model."), {})[kind] = weights.get_tensor(key)
+    odd = [name for name, pair in found.items() if set(pair) != {"lora_A", "lora_B"}]
+    if odd or not found:
+        raise ModelError(f"not a set of LoRA pairs: {odd[:3] or 'empty'}", where=str(path))
+    return {name: (pair["lora_A"], pair["lora_B"]) for name, pair in found.items()}
+
+
+def _scale(config: dict[str, Any], name: str, rank: int) -> float:
+    """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (arXiv:2312.03732)."""
+    alpha = config["lora_alpha"]
+    for pattern, own in (config.get("alpha_pattern") or {}).items():
+        if name == pattern or name.endswith(f".{pattern}"):
+            alpha = own
+    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,174 @@
+"""One packed forward pass: decode tokens of all contexts and prompt chunks in the same matrix products (inside the inference server).
+
+The only thread that may call this is the generation thread: a second thread in torch opens a second OpenMP team and slows both.
+Units: lengths in tokens, log-probabilities in nats.
+"""
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from inference.engine.attention import ChunkPart, ShelfPart, StepPlan
+from inference.engine.cache import Block, KeyValueMemory
+from inference.generation import Chunk, StepResult, TokenScore
+
+_SPAN_STEP = 16  # spans are rounded up to this, so that masks and matmuls keep few shapes
+_PREFIXES_KEPT = 8
+_SHORTEST_PREFIX_TOKENS = 16
+
+
+class Runner:
+    """A model with its contexts; keeps the contract of `inference.generation.Model`."""
+
+    def __init__(self, model: PreTrainedModel, max_context_tokens: int) -> None:
+        self._model = model
+        self._device = model.device
+        self._max_context_tokens = max_context_tokens
+        self._memory = KeyValueMemory()
+        self._handles = itertools.count(1)
+        self._prompts: dict[int, list[int]] = {}
+        self._prefixes: OrderedDict[tuple[int, ...], Block] = OrderedDict()
+
+    @property
+    def max_context_tokens(self) -> int:
+        return self._max_context_tokens
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self._model.config.get_text_config().vocab_size)
+
+    @torch.inference_mode()
+    def open(self, ids: Sequence[int]) -> tuple[int, int]:
+        """Begin a context; a prompt that begins like a recent one starts with that part already read."""
+        handle = next(self._handles)
+        block, shared = self._longest_prefix(ids)
+        self._memory.open(handle, block)
+        self._prompts[handle] = list(ids[:shared])
+        return handle, shared
+
+    def _longest_prefix(self, ids: Sequence[int]) -> tuple[Block, int]:
+        best, shared = None, 0
+        for known in self._prefixes:
+            common = _common(known, ids)
+            if common > shared:
+                best, shared = known, common
+        shared = min(shared, len(ids) - 1)
+        room = max(len(ids), 1)
+        if best is None or shared < _SHORTEST_PREFIX_TOKENS:
+            return Block(room), 0
+        self._prefixes.move_to_end(best)
+        return self._prefixes[best].copy_prefix(shared, room), shared
+
+    def _remember(self, prompt: Sequence[int], block: Block) -> None:
+        if len(prompt) < _SHORTEST_PREFIX_TOKENS:
+            return
+        self._prefixes[tuple(prompt)] = block
+        while len(self._prefixes) > _PREFIXES_KEPT:
+            self._prefixes.popitem(last=False)
+
+    @torch.inference_mode()
+    def close(self, context: int) -> None:
+        self._memory.close(context)
+        self._prompts.pop(context, None)
+
+    @torch.inference_mode()
+    def step(self, decode: dict[int, int], chunks: Sequence[Chunk]) -> StepResult:
+        """One forward pass. Raises ValueError when a decoding context was given no token."""
+        self._memory.make_room()
+        ids, places, plan, order = self._plan(decode, chunks)
+        rows, wants = _rows_wanted(len(order), plan, chunks)
+        logits_RV = self._forward(ids, places, plan, rows)
+        for part in plan.shelves:
+            part.shelf.lengths = [length + 1 for length in part.shelf.lengths]
+        result = StepResult()
+        decoded = logits_RV[: len(order)].numpy(force=True)
+        result.logits = {context: decoded[row] for row, context in enumerate(order)}
+        for part, chunk, (first, count) in zip(plan.chunks, chunks, wants, strict=True):
+            self._take_chunk(result, part, chunk, logits_RV[first : first + count])
+        return result
+
+    def _plan(
+        self, decode: dict[int, int], chunks: Sequence[Chunk]
+    ) -> tuple[list[int], list[int], StepPlan, list[int]]:
+        ids: list[int] = []
+        places: list[int] = []
+        order: list[int] = []
+        plan = StepPlan([], [])
+        for shelf in self._memory.decoding():
+            if any(context not in decode for context in shelf.contexts):
+                raise ValueError("every decoding context needs its token in each step")
+            longest = max(shelf.lengths) + 1
+            span = min(shelf.length, -(-longest // _SPAN_STEP) * _SPAN_STEP)
+            lengths_B = torch.tensor(shelf.lengths, device=self._device)
+            plan.shelves.append(ShelfPart(len(ids), shelf, lengths_B, span))
+            ids += [decode[context] for context in shelf.contexts]
+            places += shelf.lengths
+            order += shelf.contexts
+        for chunk in chunks:
+            block = self._memory.blocks[chunk.context]
+            block.room = max(block.room, block.length + len(chunk.ids))
+            plan.chunks.append(ChunkPart(len(ids), len(chunk.ids), block))
+            ids += chunk.ids
+            places += range(block.length, block.length + len(chunk.ids))
+        return ids, places, plan, order
+
+    def _forward(self, ids: list[int], places: list[int], plan: StepPlan, rows: list[int]) -> torch.Tensor:
+        """Returns logits of the wanted rows, float32 [rows, vocabulary]."""
+        out = self._model(
+            input_ids=torch.tensor([ids], device=self._device),
+            position_ids=torch.tensor([places], device=self._device),
+            use_cache=False,
+            logits_to_keep=torch.tensor(rows, device=self._device, dtype=torch.long),
+            plan=plan,
+        )
+        return out.logits[0].float()  # type: ignore[no-any-return]  # transformers does not annotate its outputs
+
+    def _take_chunk(self, result: StepResult, part: ChunkPart, chunk: Chunk, logits_NV: torch.Tensor) -> None:
+        part.block.length += part.count
+        self._prompts[chunk.context] += chunk.ids
+        if chunk.targets is not None:
+            result.scores[chunk.context] = _scores(logits_NV, chunk.targets, chunk.top)
+        if chunk.last:
+            result.logits[chunk.context] = logits_NV[-1].numpy(force=True)
+            block = self._memory.start_decoding(chunk.context)
+            self._remember(self._prompts.pop(chunk.context), block)
+
+
+def _rows_wanted(decoding: int, plan: StepPlan, chunks: Sequence[Chunk]) -> tuple[list[int], list[tuple[int, int]]]:
+    """Which rows need logits, and where each chunk's rows stand among them as (first, count)."""
+    rows = list(range(decoding))
+    wants: list[tuple[int, int]] = []
+    for part, chunk in zip(plan.chunks, chunks, strict=True):
+        end = part.start + part.count
+        wanted = (
+            range(part.start, end) if chunk.targets is not None else range(end - 1, end) if chunk.last else range(0)
+        )
+        wants.append((len(rows), len(wanted)))
+        rows += wanted
+    return rows, wants
+
+
+def _scores(logits_NV: torch.Tensor, targets: Sequence[int | None], top: int) -> list[TokenScore | None]:
+    """The log-probability of each target after its position; None where there is no target."""
+    nats_NV = torch.log_softmax(logits_NV.double(), dim=-1)
+    best = torch.topk(nats_NV, min(top, nats_NV.shape[1]), dim=-1) if top else None
+    scores: list[TokenScore | None] = []
+    for row, target in enumerate(targets):
+        if target is None:
+            continue
+        alternatives: tuple[tuple[int, float], ...] = ()
+        if best is not None:
+            alternatives = tuple(zip(best.indices[row].tolist(), best.values[row].tolist(), strict=True))
+        scores.append(TokenScore(float(nats_NV[row, target]), alternatives))
+    return scores
+
+
+def _common(known: Sequence[int], ids: Sequence[int]) -> int:
+    """How many tokens two prompts share at their beginning."""
+    for place, (a, b) in enumerate(zip(known, ids, strict=False)):
+        if a != b:
+            return place
+    return min(len(known), len(ids))

@@ -1,0 +1,214 @@
+"""One checkpoint in memory, and the gate it passes before it may answer (inside the inference server).
+
+Everything here runs on the generation thread, as generators that yield between slices, so that streams go on meanwhile.
+Units: losses in nats per trained token, times in seconds.
+Errors   ModelError (cannot be loaded), GateFailedError (loaded, but must not serve)
+"""
+
+import math
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any  # a row of training data is a JSON object
+from weakref import WeakValueDictionary
+
+import torch
+from transformers import PreTrainedModel
+
+from core.chat_templates import ChatEncoder
+from core.errors import GateFailedError, ModelError
+from core.jinja_sandbox import TemplateRefusedError
+from core.status import iso_now
+from inference.engine.loading import load_base, with_adapter
+from inference.engine.runner import Runner
+from inference.generation import Canary, Chunk, Model, TokenScore
+from inference.model_store import StoredCheckpoint
+
+_CANARY_TOKENS = 16
+_CANARY_CHAT = ({"role": "user", "content": "Say hello."},)
+# The judge ran the same weights with other kernels: far above rounding (1e-4 seen), far below what wrong weights give.
+_LOSS_TOLERANCE = 0.05
+_LOSS_TOLERANCE_SHARE = 0.02
+_ABOVE_UNIFORM_NATS = 3.0  # an untrained model scores ln(vocabulary); far above it the weights are garbage
+_SLOWER_LIMIT = 10.0
+_MOST_CONTEXT_TOKENS = 32_768
+
+
+@dataclass(frozen=True, slots=True)
+class GateReport:
+    """What the gate measured; goes into deploy.json."""
+
+    loss: float | None
+    expected_loss: float | None
+    canaries: int
+    tokens: int
+    token_s: float
+    text: str
+
+
+@dataclass(slots=True)
+class ModelSlot:
+    """A loaded checkpoint. `uses` is counted by the table under its lock."""
+
+    id: str
+    stored: StoredCheckpoint
+    encoder: ChatEncoder
+    model: Model
+    network: PreTrainedModel
+    token_s: float = math.inf
+    uses: int = 0
+    last_used_s: float = 0.0
+    loaded_at: str = field(default_factory=iso_now)
+
+
+class Loader:
+    """Builds slots; bases that live in some slot already are shared, never loaded twice."""
+
+    def __init__(self, device: str) -> None:
+        """Args: device: "cpu", "cuda" or "cuda:N"."""
+        self._device = torch.device(device)
+        self._bases: WeakValueDictionary[str, PreTrainedModel] = WeakValueDictionary()
+
+    def holds(self, base_sha256: str) -> bool:
+        """True when some slot keeps this base in memory."""
+        return base_sha256 in self._bases
+
+    def load(self, stored: StoredCheckpoint, base: StoredCheckpoint | None) -> Generator[None, None, ModelSlot]:
+        """Load a verified checkpoint.
+
+        Args:
+            base: the verified base of an adapter; None for full weights, or when `holds` says the base is in memory.
+
+        Raises:
+            ModelError: it cannot be built, or its chat template is refused.
+        """
+        encoder = _encoder(stored.folder)
+        yield
+        if not stored.is_adapter:
+            network = yield from self._full(stored.folder, stored.weights_sha256)
+        else:
+            folder = stored.folder if base is None else base.folder  # never read when the base is in memory
+            shared = yield from self._full(folder, stored.base_sha256)
+            network = with_adapter(shared, stored.folder)
+            network.dropforge_base = shared  # keeps the base alive, and findable, as long as this slot lives
+        limit = getattr(network.config.get_text_config(), "max_position_embeddings", None) or _MOST_CONTEXT_TOKENS
+        runner = Runner(network, min(int(limit), _MOST_CONTEXT_TOKENS))
+        return ModelSlot(stored.id, stored, encoder, runner, network)
+
+    def _full(self, folder: Path, sha256: str) -> Generator[None, None, PreTrainedModel]:
+        known = self._bases.get(sha256)
+        if known is not None:
+            return known
+        network = yield from load_base(folder, self._device)
+        self._bases[sha256] = network
+        return network
+
+
+def _encoder(folder: Path) -> ChatEncoder:
+    encoder = ChatEncoder.from_folder(folder)
+    if encoder.template_source == "replaced":
+        raise ModelError(f"its chat template is refused: {encoder.replaced_reason}", where=str(folder))
+    if not encoder.eos_ids:
+        raise ModelError("its tokenizer has no end token", where=str(folder))
+    return encoder
+
+
+def pass_gate(slot: ModelSlot, canaries: Sequence[Canary], fastest_token_s: float) -> Generator[None, None, GateReport]:
+    """Let a fresh slot show that it may serve: a rendered prompt, real tokens, finite numbers, the loss the judge saw, speed.
+
+    Args:
+        fastest_token_s: seconds a token of the serving model on the same base took in its gate; inf when there is none.
+
+    Raises:
+        GateFailedError: saying which check failed and by how much.
+    """
+    text, tokens, token_s = yield from _speak(slot)
+    losses = []
+    for canary in canaries:
+        losses.append((yield from _loss(slot, canary.row)))
+    if not canaries:
+        yield from _plausible(slot)
+    loss = sum(losses) / len(losses) if losses else None
+    expected = sum(c.loss for c in canaries) / len(canaries) if canaries else None
+    _compare_losses(loss, expected)
+    if token_s > _SLOWER_LIMIT * fastest_token_s:
+        raise GateFailedError(f"{token_s * 1e3:.1f} ms a token, the serving model needs {fastest_token_s * 1e3:.1f} ms")
+    slot.token_s = token_s
+    return GateReport(loss, expected, len(canaries), tokens, token_s, text)
+
+
+def _compare_losses(loss: float | None, expected: float | None) -> None:
+    if loss is None or expected is None:
+        return
+    room = _LOSS_TOLERANCE + _LOSS_TOLERANCE_SHARE * abs(expected)
+    if not abs(loss - expected) <= room:  # also true for NaN
+        raise GateFailedError(
+            f"canary loss {loss:.4f} where the judge measured {expected:.4f}: not the weights that were judged"
+        )
+
+
+def _speak(slot: ModelSlot) -> Generator[None, None, tuple[str, int, float]]:
+    """Greedy tokens from a rendered chat. Returns the text, how many tokens, the median seconds a token."""
+    try:
+        prompt = slot.encoder.encode_prompt(_CANARY_CHAT)
+    except TemplateRefusedError as error:
+        raise GateFailedError(f"its chat template cannot render a question: {error.message}") from error
+    context, _ = slot.model.open(())
+    produced: list[int] = []
+    times: list[float] = []
+    try:
+        logits_V = slot.model.step({}, [Chunk(context, prompt, last=True)]).logits[context]
+        while True:
+            if not math.isfinite(float(logits_V.min())) or not math.isfinite(float(logits_V.max())):
+                raise GateFailedError("it computes numbers that are not finite (NaN or infinity)")
+            produced.append(int(logits_V.argmax()))
+            if len(produced) == _CANARY_TOKENS:
+                break
+            yield
+            began = time.perf_counter()
+            logits_V = slot.model.step({context: produced[-1]}, []).logits[context]
+            times.append(time.perf_counter() - began)
+    finally:
+        slot.model.close(context)
+    ends = [place for place, token in enumerate(produced) if token in slot.encoder.eos_ids]
+    text = slot.encoder.decode(produced[: ends[0]] if ends else produced)
+    return text, len(produced), sorted(times)[len(times) // 2]
+
+
+def _loss(slot: ModelSlot, row: Mapping[str, Any]) -> Generator[None, None, float]:
+    """Mean loss over the trained tokens of a row, as the trainer counts it."""
+    encoded = slot.encoder.encode_row(row)
+    ids = encoded.ids.tolist()[: slot.model.max_context_tokens]
+    scores = yield from _scores(slot, ids)
+    nats = [
+        -s.logprob for s, trained in zip(scores, encoded.mask.tolist()[1:], strict=False) if s is not None and trained
+    ]
+    return sum(nats) / len(nats) if nats else math.nan
+
+
+def _plausible(slot: ModelSlot) -> Generator[None, None, None]:
+    """Without rows of the judge: the model must not be surer of wrong tokens than one that knows nothing."""
+    row = {"messages": [*_CANARY_CHAT, {"role": "assistant", "content": "Hello."}]}
+    ids = slot.encoder.encode_row(row).ids.tolist()
+    scores = yield from _scores(slot, ids)
+    loss = sum(-s.logprob for s in scores if s is not None) / max(1, len(ids) - 1)
+    if not loss <= math.log(slot.model.vocabulary) + _ABOVE_UNIFORM_NATS:
+        raise GateFailedError(
+            f"loss {loss:.1f} on a greeting; knowing nothing gives {math.log(slot.model.vocabulary):.1f}: garbage weights"
+        )
+
+
+def _scores(slot: ModelSlot, ids: Sequence[int]) -> Generator[None, None, list[TokenScore | None]]:
+    context, _ = slot.model.open(())
+    try:
+        result = slot.model.step({}, [Chunk(context, ids, last=False, targets=[*ids[1:], None])])
+    finally:
+        slot.model.close(context)
+    yield
+    return result.scores[context]
+
+
+def pick_device() -> str:
+    """The first CUDA device when torch sees one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

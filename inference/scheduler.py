@@ -1,0 +1,337 @@
+"""The generation thread: continuous batching over every model that has requests (inside the inference server; torch-free).
+
+Requests join and leave between two steps. A step holds one token of every decoding choice plus a chunk of the prompts that wait to be
+read; the chunk is kept small while others decode, so a long prompt does not freeze them. Work on models (loading, packing, the gate) runs
+here too, one slice between two steps, because a second thread with torch in it slows both (docs/log.md, Serving).
+
+Errors   OverloadedError when the waiting room is full; a model that raises fails its own requests only
+Effects  none on disk                                    Used by `app` (submit, cancel) and `deploy` (run_job)
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeVar  # Any: a job's result has its own type, kept by Future[T] at the call
+
+from core.errors import OverloadedError
+from inference.generation import Chunk, Model, StepResult
+from inference.metrics import ServerMetrics
+from inference.sampling import score_row
+from inference.ticket import Choice, Failure, Piece, PromptScores, Ticket
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_SMALLEST_CHUNK_TOKENS = 16
+_FIRST_CHUNK_TOKENS = 64
+_CHUNK_SHARE = 1.0  # of a decode step's time that prompts may add to it: keeps gaps between tokens below three steps
+
+
+@dataclass(slots=True)
+class _Pace:
+    """How long a model's steps take, as moving averages, to size the next chunk."""
+
+    decode_s: float = 0.0
+    token_s: float = 0.0
+
+    def chunk_tokens(self, most: int) -> int:
+        if not self.token_s or not self.decode_s:
+            return min(_FIRST_CHUNK_TOKENS, most)
+        return max(_SMALLEST_CHUNK_TOKENS, min(most, int(_CHUNK_SHARE * self.decode_s / self.token_s)))
+
+    def learn(self, seconds: float, decoding: int, read: int) -> None:
+        if decoding and not read:
+            self.decode_s = seconds if not self.decode_s else 0.8 * self.decode_s + 0.2 * seconds
+        elif read >= _SMALLEST_CHUNK_TOKENS:
+            each = max(seconds - (self.decode_s if decoding else 0.0), 1e-6) / read
+            self.token_s = each if not self.token_s else 0.8 * self.token_s + 0.2 * each
+
+
+@dataclass(slots=True)
+class _Job:
+    work: Generator[None, None, Any]
+    future: "Future[Any]" = field(default_factory=Future)
+
+
+class Scheduler:
+    """Owns the order of work. `tick` does one round; `run` is the thread's loop."""
+
+    def __init__(self, *, max_streams: int, max_waiting: int, metrics: ServerMetrics, step_tokens: int = 512) -> None:
+        """Args: max_streams: choices generated at once; max_waiting: requests that may wait; step_tokens: largest prompt chunk."""
+        self.max_streams = max_streams
+        self._max_waiting = max_waiting
+        self._step_tokens = step_tokens
+        self._metrics = metrics
+        self._wake = threading.Condition()
+        self._waiting: deque[Ticket] = deque()
+        self._jobs: deque[_Job] = deque()
+        self._active: list[Choice] = []
+        self._paces: dict[int, _Pace] = {}
+        self._stopping = False
+        self._thread = threading.Thread(target=self.run, name="generation", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def running(self) -> int:
+        return len(self._active)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def submit(self, ticket: Ticket) -> None:
+        """Queue a request. Raises OverloadedError when too many wait or the server is going down."""
+        with self._wake:
+            if self._stopping:
+                raise OverloadedError("the server is shutting down", fix="ask again in a few seconds")
+            if len(self._waiting) >= self._max_waiting:
+                raise OverloadedError(f"{len(self._waiting)} requests wait already", fix="ask again in a few seconds")
+            self._waiting.append(ticket)
+            self._wake.notify()
+
+    def cancel(self, ticket: Ticket) -> None:
+        """The caller is gone: its choices stop before the next step."""
+        with self._wake:
+            ticket.cancelled = True
+            self._wake.notify()
+
+    def run_job(self, work: Generator[None, None, T]) -> "Future[T]":
+        """Run a generator on the generation thread, one `next` between two steps. Returns the future of its result."""
+        job = _Job(work)
+        with self._wake:
+            if self._stopping:
+                raise OverloadedError("the server is shutting down", fix="start it again, then publish again")
+            self._jobs.append(job)
+            self._wake.notify()
+        return job.future
+
+    def slots_view(self) -> list[dict[str, object]]:
+        """The active streams, for people: no text, no prompts."""
+        now = time.monotonic()
+        return [
+            {
+                "choice": choice.index,
+                "prompt_tokens": len(choice.ticket.prompt_ids),
+                "read_tokens": choice.read,
+                "completion_tokens": choice.produced,
+                "age_s": round(now - choice.ticket.created_s, 3),
+            }
+            for choice in list(self._active)
+        ]
+
+    def stop(self, grace_s: float) -> bool:
+        """Take nothing new, finish what is under way for up to `grace_s` seconds. Returns True when all was finished."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join(grace_s)
+        return not self._thread.is_alive()
+
+    def run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._has_work():
+                    if self._stopping:
+                        return
+                    self._wake.wait()
+            try:
+                self.tick()
+            except Exception:
+                # The loop's edge: whatever went wrong belongs to requests, which are failed; the thread must live.
+                logger.exception("a generation step failed outside any model")
+                self._fail(list(self._active), "the server failed in this step")
+
+    def _has_work(self) -> bool:
+        return bool(self._active or self._waiting or self._jobs)
+
+    def tick(self) -> None:
+        """One round: drop the cancelled, run a slice of model work, admit, one step of every model with choices."""
+        self._drop_cancelled()
+        self._run_slice()
+        self._admit()
+        models: dict[int, list[Choice]] = {}
+        for choice in self._active:
+            models.setdefault(id(choice.ticket.model), []).append(choice)
+        for choices in models.values():
+            self._step(choices)
+        self._active = [choice for choice in self._active if not choice.finished]
+        self._metrics.load(len(self._active), len(self._waiting))
+
+    def _drop_cancelled(self) -> None:
+        with self._wake:
+            gone = [ticket for ticket in self._waiting if ticket.cancelled]
+            for ticket in gone:
+                self._waiting.remove(ticket)
+        for choice in self._active:
+            if choice.ticket.cancelled:
+                self._close(choice)
+        self._active = [choice for choice in self._active if not choice.finished]
+
+    def _run_slice(self) -> None:
+        if not self._jobs:
+            return
+        job = self._jobs[0]
+        try:
+            next(job.work)
+            return
+        except StopIteration as end:
+            job.future.set_result(end.value)
+        except Exception as error:  # noqa: BLE001 - handed to whoever waits on the future, with its traceback
+            job.future.set_exception(error)
+        self._jobs.popleft()
+
+    def _admit(self) -> None:
+        while True:
+            with self._wake:
+                if not self._waiting or len(self._active) + len(self._waiting[0].choices) > self.max_streams:
+                    return
+                ticket = self._waiting.popleft()
+            for choice in ticket.choices:
+                if self._open(choice):
+                    self._active.append(choice)
+
+    def _open(self, choice: Choice) -> bool:
+        ticket = choice.ticket
+        try:
+            # A scored prompt is read from its first token: every position's logits are wanted.
+            shared = () if ticket.score_prompt else ticket.prompt_ids
+            choice.context, choice.read = ticket.model.open(shared)
+        except Exception:
+            logger.exception("a context could not be opened")
+            self._fail([choice], "the model could not begin this request")
+            return False
+        ticket.cached_tokens = choice.read
+        return True
+
+    def _step(self, choices: list[Choice]) -> None:
+        model = choices[0].ticket.model
+        decoding = {c.context: c for c in choices if not c.reading and c.context is not None}
+        chunks, readers = self._chunks(choices, bool(decoding), self._pace(model))
+        began = time.perf_counter()
+        try:
+            result = model.step({context: c.last_token for context, c in decoding.items()}, chunks)
+        except Exception:
+            logger.exception("a model step failed")
+            self._fail(choices, "the model failed in this step")
+            return
+        read = sum(len(chunk.ids) for chunk in chunks)
+        self._pace(model).learn(time.perf_counter() - began, len(decoding), read)
+        self._metrics.step(prompt_tokens=read, generated_tokens=len(result.logits), seconds=time.perf_counter() - began)
+        self._take_scores(result, chunks, readers)
+        for context, choice in (decoding | readers).items():
+            if context in result.logits and not choice.finished:
+                self._advance(choice, result.logits[context])
+
+    def _pace(self, model: Model) -> _Pace:
+        if len(self._paces) > 16:
+            self._paces.clear()  # ids of models that are gone
+        return self._paces.setdefault(id(model), _Pace())
+
+    def _chunks(self, choices: list[Choice], decoding: bool, pace: _Pace) -> tuple[list[Chunk], dict[int, Choice]]:
+        budget = pace.chunk_tokens(self._step_tokens) if decoding else self._step_tokens
+        chunks: list[Chunk] = []
+        readers: dict[int, Choice] = {}
+        for choice in choices:
+            if budget <= 0:
+                break
+            if not choice.reading or choice.context is None:
+                continue
+            ids = choice.ticket.prompt_ids[choice.read : choice.read + budget]
+            chunks.append(_chunk(choice, ids))
+            readers[choice.context] = choice
+            choice.read += len(ids)
+            budget -= len(ids)
+        return chunks, readers
+
+    def _take_scores(self, result: StepResult, chunks: list[Chunk], readers: dict[int, Choice]) -> None:
+        for chunk in chunks:
+            ticket = readers[chunk.context].ticket
+            if not ticket.score_prompt or readers[chunk.context].index:
+                continue
+            ticket.prompt_scores.extend(result.scores.get(chunk.context, []))
+            if chunk.last:
+                ticket.events.put(PromptScores(ticket.prompt, tuple(ticket.prompt_scores[: len(ticket.prompt_ids)])))
+        for chunk in chunks:
+            if chunk.last and readers[chunk.context].ticket.max_tokens == 0:
+                self._finish(readers[chunk.context], "length")
+
+    def _advance(self, choice: Choice, logits_V: "Any") -> None:  # an array; sampling states its shape
+        """Draw the next token of a choice and hand out what it makes visible."""
+        ticket = choice.ticket
+        try:
+            token = choice.sampler.draw(logits_V)
+            score = None if ticket.logprobs is None else score_row(logits_V, token, ticket.logprobs)
+        except (FloatingPointError, ValueError):
+            logger.exception("logits that nothing can be drawn from")
+            self._fail([choice], "the model produced no usable probabilities")
+            return
+        choice.produced += 1
+        choice.last_token = token
+        if ticket.first_token_s is None:
+            ticket.first_token_s = time.monotonic()
+            self._metrics.first_token(ticket.first_token_s - ticket.created_s)
+        if token in ticket.codec.eos_ids:
+            self._finish(choice, "stop")
+            return
+        choice.unsent.append((token, score))
+        text = choice.assembler.push(token)
+        if choice.assembler.stopped:
+            self._finish(choice, "stop", text)
+        elif choice.produced >= ticket.max_tokens or self._full(choice):
+            self._finish(choice, "length", text)
+        elif ticket.stream and (text or ticket.logprobs is not None):
+            self._send(choice, text, None)
+
+    def _full(self, choice: Choice) -> bool:
+        return len(choice.ticket.prompt_ids) + choice.produced >= choice.ticket.model.max_context_tokens
+
+    def _finish(self, choice: Choice, reason: str, text: str = "") -> None:
+        text += choice.assembler.finish()
+        self._send(choice, text if choice.ticket.stream else choice.assembler.text, reason)
+        self._metrics.finished(reason)
+        self._close(choice)
+
+    def _send(self, choice: Choice, text: str, reason: str | None) -> None:
+        place = choice.ticket.prompt * len(choice.ticket.choices) + choice.index
+        piece = Piece(place, text, tuple(choice.unsent), reason, choice.produced)
+        choice.unsent = []
+        choice.ticket.events.put(piece)
+
+    def _fail(self, choices: list[Choice], message: str) -> None:
+        for choice in choices:
+            if not choice.finished:
+                choice.ticket.events.put(Failure(message))
+                self._metrics.finished("error")
+                self._close(choice)
+
+    def _close(self, choice: Choice) -> None:
+        choice.finished = True
+        context, choice.context = choice.context, None
+        if context is None:
+            return
+        try:
+            choice.ticket.model.close(context)
+        except Exception:
+            logger.exception("a context could not be closed")
+
+
+def _chunk(choice: Choice, ids: tuple[int, ...]) -> Chunk:
+    ticket, context = choice.ticket, choice.context
+    assert context is not None  # noqa: S101 - only opened choices get here
+    end = choice.read + len(ids)
+    last = end == len(ticket.prompt_ids)
+    if not ticket.score_prompt or choice.index:
+        return Chunk(context, ids, last)
+    following = ticket.prompt_ids[choice.read + 1 : end + 1]
+    targets: list[int | None] = [*following, *([None] * (len(ids) - len(following)))]
+    return Chunk(context, ids, last, targets, ticket.logprobs or 0)

@@ -1,0 +1,116 @@
+"""One request on its way through the scheduler: its choices, and the pieces of answer that come back (torch-free).
+
+The handler's thread makes a ticket and reads `events`; the generation thread alone touches the choices. `cancel` may come from any thread.
+"""
+
+import queue
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from inference.assembler import TextAssembler
+from inference.generation import Model, TextCodec, TokenScore
+from inference.sampling import Sampler, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of one choice's answer.
+
+    Attributes:
+        choice: counts all choices of the request, those of its first prompt first.
+        tokens: ids that stand behind this text, each with its score when log-probabilities were asked for.
+        finish_reason: "stop" or "length" on the last piece of a choice, else None.
+        completion_tokens: tokens generated so far for this choice, the end token included.
+    """
+
+    choice: int
+    text: str
+    tokens: tuple[tuple[int, TokenScore | None], ...]
+    finish_reason: str | None
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class PromptScores:
+    """One entry per prompt token; the first is None, nothing comes before it. `prompt` counts the prompts of a request."""
+
+    prompt: int
+    scores: tuple[TokenScore | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The request cannot be finished. `message` is fit for the caller."""
+
+    message: str
+
+
+Event = Piece | PromptScores | Failure
+
+
+@dataclass(slots=True)
+class Choice:
+    """One of the `n` answers, in the hands of the generation thread."""
+
+    ticket: "Ticket"
+    index: int
+    sampler: Sampler
+    assembler: TextAssembler
+    context: int | None = None
+    read: int = 0  # prompt tokens the model has seen
+    last_token: int = -1
+    produced: int = 0
+    finished: bool = False
+    unsent: list[tuple[int, TokenScore | None]] = field(default_factory=list)
+
+    @property
+    def reading(self) -> bool:
+        return self.read < len(self.ticket.prompt_ids)
+
+
+class Ticket:
+    """A request for generation (max_tokens >= 1), for scoring (`score_prompt`), or for both."""
+
+    def __init__(
+        self,
+        model: Model,
+        codec: TextCodec,
+        prompt_ids: Sequence[int],
+        *,
+        sampling: Sampling,
+        max_tokens: int,
+        n: int = 1,
+        stop: Sequence[str] = (),
+        stream: bool = False,
+        logprobs: int | None = None,
+        score_prompt: bool = False,
+        events: "queue.SimpleQueue[Event] | None" = None,
+        prompt: int = 0,
+    ) -> None:
+        """Make a ticket.
+
+        Args:
+            max_tokens: 0 only with `score_prompt`.
+            logprobs: alternatives a token; None for no log-probabilities.
+            events: shared by the tickets of one request with several prompts; `prompt` counts them.
+        """
+        self.model = model
+        self.codec = codec
+        self.prompt_ids = tuple(prompt_ids)
+        self.max_tokens = max_tokens
+        self.stream = stream
+        self.logprobs = logprobs
+        self.score_prompt = score_prompt
+        self.prompt_scores: list[TokenScore | None] = [None]
+        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue() if events is None else events
+        self.prompt = prompt
+        self.cancelled = False
+        self.created_s = time.monotonic()
+        self.first_token_s: float | None = None
+        self.cached_tokens = 0
+        self.choices = [Choice(self, i, Sampler(sampling, i), TextAssembler(codec, stop)) for i in range(n)]
+
+    @property
+    def done(self) -> bool:
+        return all(choice.finished for choice in self.choices)
