@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "monitor": ("processes", "Run the monitor alone."),
     "serve": ("processes", "Run the inference server alone."),
     "submit": ("files", "Copy files into the inbox."),
+    "check": ("files", "Run the gates over files without moving them."),
     "status": ("state", "Say what is going on."),
     "jobs": ("state", "List dropped files and what became of them."),
     "retry": ("orders", "Queue a failed or held job again."),

@@ -15,14 +15,12 @@ from typing import Any  # manifests and verdicts are JSON documents
 import numpy as np
 from numpy.typing import NDArray
 
-from core.atomic import read_json, sha256_file
+from core.atomic import sha256_file
 from core.checkpoints import TRAINED_ROWS_FILE, Catalogue
 from core.errors import DropforgeError, NotFoundError
-from core.formats import open_rows
-from core.job_queue import SIDECAR_SUFFIX, data_file_in
+from core.job_queue import Job, data_file_in
 from core.paths import Workspace
-from core.validation.rows import rename_columns, row_sha256, shaped
-from core.validation.specs import DatasetSpec, load_specs
+from core.validation.expected import JobRows
 from core.verdicts import all_verdicts, folder_of
 
 RECORD = np.dtype([("job", "S32"), ("row", "<u4"), ("epoch", "<u2"), ("hash", "S16")])
@@ -32,12 +30,19 @@ _PROMISED = ("done", "active", "queued", "failed", "held")
 _FILE_FACTS = ("sha256", "job_id", "file", "rows", "rows_train", "rows_held_out", "rows_set_aside", "rows_dropped")
 
 
+@dataclass(frozen=True, slots=True)
+class TrainedJob:
+    """The last entry that a manifest of `run` has for a job: its counts are those of the whole job so far."""
+
+    run: str
+    entry: dict[str, Any]
+
+
 @dataclass(slots=True)
 class Chain:
     """What the manifests of the examined checkpoints say, and what their records hold."""
 
-    manifests: list[dict[str, Any]] = field(default_factory=list)
-    jobs: dict[str, dict[str, Any]] = field(default_factory=dict)  # the last entry of each job
+    jobs: dict[str, TrainedJob] = field(default_factory=dict)
     passes: dict[str, Records] = field(default_factory=dict)
     checkpoints: list[dict[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -59,9 +64,8 @@ def verify(workspace: Workspace, run: str, wanted: str | None = None) -> dict[st
     runs = [run] if wanted else sorted({run, *_runs(workspace)})
     for name in runs:
         _read_chain(Catalogue(workspace, name), wanted, chain)
-    specs = load_specs(workspace.specs_dirs())
     verdicts = [v for v in all_verdicts(workspace) if not wanted or v["job_id"] in chain.jobs]
-    files = [_examine(workspace, verdict, chain, specs, whole=wanted is None) for verdict in verdicts]
+    files = [_examine(workspace, verdict, chain, whole=wanted is None) for verdict in verdicts]
     _homeless(chain, {str(v["job_id"]) for v in verdicts})
     return {
         "ok": not chain.problems,
@@ -97,8 +101,7 @@ def _read_chain(catalogue: Catalogue, wanted: str | None, chain: Chain) -> None:
         chain.checkpoints.append({"id": manifest["id"], "step": manifest["step"], "run": catalogue.run, "state": state})
         _add_record(catalogue, manifest, chain)
         for entry in manifest["jobs"]:
-            chain.jobs[entry["job_id"]] = entry
-    chain.manifests += manifests
+            chain.jobs[entry["job_id"]] = TrainedJob(catalogue.run, entry)
 
 
 def _add_record(catalogue: Catalogue, manifest: dict[str, Any], chain: Chain) -> None:
@@ -124,24 +127,22 @@ def _add_record(catalogue: Catalogue, manifest: dict[str, Any], chain: Chain) ->
         chain.passes[name] = added if earlier is None else np.concatenate([earlier, added])
 
 
-def _examine(
-    workspace: Workspace, verdict: dict[str, Any], chain: Chain, specs: dict[str, DatasetSpec], *, whole: bool
-) -> dict[str, Any]:
+def _examine(workspace: Workspace, verdict: dict[str, Any], chain: Chain, *, whole: bool) -> dict[str, Any]:
     """One file's line of the answer; what is wrong with it is added to the problems."""
     job_id, state = str(verdict["job_id"]), verdict["state"]
     passes = chain.passes.get(job_id, np.empty(0, RECORD))
-    entry = chain.jobs.get(job_id)
-    epochs = entry["epochs"] if entry else None
+    trained = chain.jobs.get(job_id)
     facts = {key: verdict[key] for key in _FILE_FACTS}
     name = f"{verdict['file']} ({job_id})"
     problems = _data_problems(workspace, verdict) if state != "rejected" or verdict["sha256"] else []
     if state in _PROMISED:
         problems += _count_problems(verdict)
     if len(passes) or (state == "done" and not verdict["duplicate_of"]):
-        problems += _pass_problems(workspace, verdict, passes, entry, specs, whole=whole)
+        problems += _pass_problems(workspace, verdict, passes, trained, whole=whole)
     if verdict["duplicate_of"] and len(passes):
         problems.append("it is a duplicate, yet rows of it were trained")
     chain.problems += [f"{name}: {problem}" for problem in problems]
+    epochs = trained.entry["epochs"] if trained else None
     return {**facts, "epochs": epochs, "rows_trained": len(passes), "state": state}
 
 
@@ -166,95 +167,63 @@ def _count_problems(verdict: dict[str, Any]) -> list[str]:
 
 
 def _pass_problems(
-    workspace: Workspace,
-    verdict: dict[str, Any],
-    passes: Records,
-    entry: dict[str, Any] | None,
-    specs: dict[str, DatasetSpec],
-    *,
-    whole: bool,
+    workspace: Workspace, verdict: dict[str, Any], passes: Records, trained: TrainedJob | None, *, whole: bool
 ) -> list[str]:
     """The heart: the records against the data. Every row the gates let through, `epochs` times, and no other."""
-    if entry is None:
+    if trained is None:
         return [f"it is done, but no manifest knows it: {verdict['rows_train']} rows were not trained"]
-    state, epochs, expected = verdict["state"], int(entry["epochs"]), int(verdict["rows_train"])
+    state, entry, epochs = verdict["state"], trained.entry, int(trained.entry["epochs"])
     problems = []
     if len(passes) != entry["rows_trained"]:
         problems.append(f"the manifest says {entry['rows_trained']} row passes, the records hold {len(passes)}")
+    if whole and state not in ("done", "active"):
+        problems.append(f"it is {state}, but {len(passes)} row passes of it are in the weights")
+    stated = (verdict.get("training") or {}).get("rows_trained")
+    if state == "done" and whole and stated != len(passes):
+        problems.append(f"the verdict says {stated} row passes, the records hold {len(passes)}")
     pairs, times = np.unique(passes[["row", "epoch"]], return_counts=True)
     if (times > 1).any():
         problems.append(f"trained more than once in an epoch: {_rows(pairs['row'][times > 1])}")
     if (passes["epoch"] >= epochs).any():
         problems.append(f"trained in more than {epochs} epochs: {_rows(passes['row'][passes['epoch'] >= epochs])}")
-    rows, seen = np.unique(pairs["row"], return_counts=True)
     finished = (state == "done" and whole) or entry["rows_trained"] == entry["rows_train"] * epochs
-    if finished and len(rows) != expected:
-        problems.append(f"{len(rows)} different rows were trained, {expected} should have been")
+    rows, seen = np.unique(pairs["row"], return_counts=True)
     if finished and (seen != epochs).any():
         problems.append(f"not trained exactly {epochs} times: {_rows(rows[seen != epochs])}")
-    if whole and state not in ("done", "active"):
-        problems.append(f"it is {state}, but {len(passes)} row passes of it are in the weights")
-    trained = (verdict.get("training") or {}).get("rows_trained")
-    if state == "done" and whole and trained != len(passes):
-        problems.append(f"the verdict says {trained} row passes, the records hold {len(passes)}")
-    return problems + _content_problems(workspace, verdict, passes, specs)
-
-
-def _content_problems(
-    workspace: Workspace, verdict: dict[str, Any], passes: Records, specs: dict[str, DatasetSpec]
-) -> list[str]:
-    """The rows trained are rows of this file, and none of them is held out."""
     try:
-        hashes = row_hashes(workspace, verdict, specs)
-        held_out = _held_out(workspace, str(verdict["job_id"]))
-    except (DropforgeError, OSError) as error:
-        return [f"its rows cannot be read again: {error}"]
-    problems = []
-    beyond = passes["row"] >= len(hashes)
-    if beyond.any():
-        return [f"the file has {len(hashes)} rows, yet others were trained: {_rows(passes['row'][beyond])}"]
-    different = hashes[passes["row"]] != passes["hash"]
-    if different.any():
-        problems.append(f"trained with another content than the file has: {_rows(passes['row'][different])}")
-    leaked = np.isin(passes["hash"], held_out)
-    if leaked.any():
-        problems.append(f"held out, yet trained: {_rows(passes['row'][leaked])}")
-    if verdict["rows_held_out"] != np.isin(hashes, held_out).sum():
-        problems.append(
-            f"{np.isin(hashes, held_out).sum()} rows lie held out, the verdict says {verdict['rows_held_out']}"
-        )
+        problems += _content_problems(_job_rows(workspace, verdict, trained.run), verdict, passes, finished)
+    except (DropforgeError, OSError, ValueError) as error:
+        problems.append(f"its rows cannot be read again: {error}")
     return problems
 
 
-def row_hashes(workspace: Workspace, verdict: dict[str, Any], specs: dict[str, DatasetSpec]) -> NDArray[np.bytes_]:
-    """The first 16 bytes of the hash of every row of a job's file, from the file itself; zeros where a row is unfit.
-
-    Raises:
-        NotFoundError: the verdict's spec does not exist. DropforgeError, OSError: the file cannot be read.
-    """
-    data = data_file_in(folder_of(workspace, str(verdict["job_id"])))
-    spec = specs.get(str(verdict["spec"]))
-    if spec is None:
-        raise NotFoundError(f"there is no spec {verdict['spec']!r}", fix="put its file back into config/specs/")
-    sidecar = data.with_name(data.name + SIDECAR_SUFFIX)
-    columns = (read_json(sidecar).get("columns") if sidecar.is_file() else None) or spec.columns
-    hashes = []
-    for batch in open_rows(data).batches():
-        for value in batch.values:
-            row = rename_columns(value, columns) if isinstance(value, dict) else None
-            hashes.append(row_sha256(shaped(row, spec.kind))[:16] if row is not None and spec.fits(row) else b"")
-    return np.array(hashes, dtype="S16")
+def _job_rows(workspace: Workspace, verdict: dict[str, Any], run: str) -> JobRows:
+    folder = folder_of(workspace, str(verdict["job_id"]))
+    return JobRows.of(Job(folder.name, folder.parent.name, folder), workspace, run)
 
 
-def _held_out(workspace: Workspace, job_id: str) -> NDArray[np.bytes_]:
-    """The hashes of a job's held-out rows, from checkpoints/<run>/incoming/."""
-    found = []
-    for run in _runs(workspace):
-        path = workspace.incoming_dir(run) / f"{job_id}.jsonl"
-        if path.is_file():
-            for batch in open_rows(path).batches():
-                found += [bytes.fromhex(str(v["sha256"]))[:16] for v in batch.values if isinstance(v, dict)]
-    return np.array(found, dtype="S16")
+def _content_problems(rows: JobRows, verdict: dict[str, Any], passes: Records, finished: bool) -> list[str]:
+    """The rows trained are those that the file gives, with its content. Raises DataError, OSError."""
+    given = [(number, digest[:16], digest in rows.held_out) for number, digest, _row in rows]
+    numbers = np.array([number for number, _, held in given if not held], dtype=np.uint32)
+    hashes = np.array([digest for _, digest, held in given if not held], dtype="S16")
+    counts = {"rows_train": len(numbers), "rows_held_out": len(given) - len(numbers)}
+    problems = [
+        f"the file gives {key} {count}, the verdict says {verdict[key]}"
+        for key, count in counts.items()
+        if count != verdict[key]
+    ]
+    known = np.isin(passes["row"], numbers)
+    if not known.all():
+        problems.append(f"held out, set aside or not in the file, yet trained: {_rows(passes['row'][~known])}")
+    missing = numbers[~np.isin(numbers, passes["row"])]
+    if finished and len(missing):
+        problems.append(f"never trained: {_rows(missing)}")
+    if len(numbers):
+        same = hashes[np.searchsorted(numbers, passes["row"][known])] == passes["hash"][known]
+        if not same.all():
+            problems.append(f"trained with another content than the file has: {_rows(passes['row'][known][~same])}")
+    return problems
 
 
 def _rows(rows: NDArray[np.uint32]) -> str:
@@ -265,6 +234,6 @@ def _rows(rows: NDArray[np.uint32]) -> str:
 
 def _homeless(chain: Chain, known: set[str]) -> None:
     """Files that the weights have seen and that lie nowhere any more."""
-    for job_id, entry in chain.jobs.items():
+    for job_id, trained in chain.jobs.items():
         if job_id not in known:
-            chain.problems.append(f"{entry['file']} ({job_id}): trained, but its folder is gone from queue/")
+            chain.problems.append(f"{trained.entry['file']} ({job_id}): trained, but its folder is gone from queue/")

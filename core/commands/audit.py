@@ -1,6 +1,7 @@
 """`dropforge verify`: were the promises kept? Beside the arrows: the CLI.
 
-Reads    everything of a root, through core.verification          Errors  exit 5 when a promise is broken
+Reads    everything of a root, through core.verification          Writes  status/ledger.db with --rebuild
+Errors   exit 5 when a promise is broken; AlreadyRunningError for --rebuild beside a running daemon
 """
 
 from typing import Any  # the answer is a JSON document
@@ -9,21 +10,28 @@ import click
 
 from core.commands.invocation import common_options, current, finish
 from core.commands.output import coloured, say, table
+from core.daemon.pid_manager import InstanceLock
 from core.errors import AnswerNoError
 from core.paths import Workspace
+from core.settings import Settings
 from core.status import STALE_AFTER_S, age_s, read_status
-from core.verification import verify
 
 _LOOKS = 3  # a running daemon moves jobs between our reads: what is really broken is so each time
 
 
 @click.command("verify")
 @click.argument("wanted", metavar="[ID]", required=False)
+@click.option("--rebuild", is_flag=True, help="Make status/ledger.db anew from the folders first (daemon stopped).")
 @common_options
-def verify_command(wanted: str | None) -> None:
+def verify_command(wanted: str | None, rebuild: bool) -> None:
     """Recount every trained row and re-hash every file, or only those of one checkpoint; exit 5 on a broken promise."""
+    from core.verification import verify  # loads numpy and tokenizers: not for --help
+
     workspace = current().workspace()
-    run = current().settings(workspace).run
+    settings = current().settings(workspace)
+    run = settings.run
+    if rebuild:
+        _rebuild_ledger(workspace, settings)
     doc = verify(workspace, run, wanted)
     for _ in range(_LOOKS - 1):
         if doc["ok"] or not _daemon_runs(workspace):
@@ -32,6 +40,18 @@ def verify_command(wanted: str | None) -> None:
     current().show(doc, lambda: _show(doc))
     if not doc["ok"]:
         finish(AnswerNoError.exit_code)
+
+
+def _rebuild_ledger(workspace: Workspace, settings: Settings) -> None:
+    """The daemon is the ledger's one writer: hold its lock while writing. Raises AlreadyRunningError."""
+    from core import ledger  # loads sqlalchemy: not for --help
+
+    lock = InstanceLock.acquire(workspace.lock_file, wait_s=0.0)
+    try:
+        rows = ledger.rebuild(workspace, ledger.ledger_url(workspace, settings))
+    finally:
+        lock.release()
+    click.echo("ledger rebuilt: " + ", ".join(f"{name} {count}" for name, count in rows.items()), err=True)
 
 
 def _daemon_runs(workspace: Workspace) -> bool:

@@ -1,8 +1,8 @@
-"""Commands about files of rows: hand them over. Beside the arrows: the CLI; `submit` is the arrow into the inbox.
+"""Commands about files of rows: check them, hand them over. Beside the arrows: `submit` is the arrow into the inbox.
 
 Reads    the named files and their sidecars; queue/ and inbox/rejected/ with --wait
 Writes   inbox/, by core.drop          Units  seconds
-Errors   UsageError for a file that cannot be taken; exit 5 when a file waited for was refused
+Errors   UsageError for a file that cannot be taken; exit 5 when a file was refused
 """
 
 import time
@@ -49,6 +49,44 @@ def submit_command(files: tuple[Path, ...], spec: str | None, priority: str, gen
     refused = [v for v in verdicts if v and v["state"] != "done"]
     if refused:
         finish(AnswerNoError.exit_code)
+
+
+@click.command("check")
+@_files_argument
+@click.option(
+    "--level", type=click.Choice(["quick", "standard", "deep"]), help="How thoroughly; as in the settings otherwise."
+)
+@click.option("--spec", metavar="ID", help="The spec of the rows, e.g. chat_sft_v1.")
+@click.option(
+    "--show-mask", type=click.IntRange(0), default=0, metavar="N", help="Show which text of N rows is trained."
+)
+@common_options
+def check_command(files: tuple[Path, ...], level: str | None, spec: str | None, show_mask: int) -> None:
+    """Run both gates over files where they lie; nothing is moved (exit 5 when one is refused)."""
+    from core.validation.gate import check_file  # loads numpy and tokenizers: not for --help
+
+    workspace = current().workspace()
+    settings = current().settings(workspace)
+    for path in files:
+        _require_takeable(path)
+    verdicts = [check_file(path, settings, workspace, level, spec, show_mask=show_mask) for path in files]
+    current().show({"files": verdicts}, lambda: _show_checked(verdicts))
+    if any(verdict["state"] == "rejected" for verdict in verdicts):
+        finish(AnswerNoError.exit_code)
+
+
+def _show_checked(verdicts: list[dict[str, Any]]) -> None:
+    for verdict in verdicts:
+        show_verdict(verdict)
+        for row in verdict.get("mask") or []:
+            pieces = "".join(_piece(piece) for piece in row["pieces"])
+            click.echo(f"  line {row['line']}: {pieces}")
+
+
+def _piece(piece: dict[str, Any]) -> str:
+    """Text that is trained stands in green, and in brackets for whoever sees no colour."""
+    text = display_name(str(piece["text"]))
+    return click.style(f"[{text}]", fg="green") if piece["trained"] else text
 
 
 def _require_takeable(path: Path) -> None:
