@@ -134,12 +134,33 @@ class Ledger:
         self._put(DEPLOYMENTS, ["run", "checkpoint"], [row])
 
     def feed_metrics(self, run: str, path: Path) -> int:
-        """Index the lines of metrics.jsonl that are new since the last call. Returns how many."""
-        return self._feed(f"metrics/{run}", path, METRICS, ["run", "step"], lambda doc: _metric_row(run, doc))
+        """Index the lines of metrics.jsonl that are new since the last call. Returns how many.
+
+        A line whose step is not beyond the one before it says that training was taken back (rewind, skip, a crash): the
+        steps from there on are void and go.
+        """
+        fed = 0
+        while True:
+            start = self._position(f"metrics/{run}", path)
+            documents, end = _new_lines(path, start)
+            if end == start:
+                return fed
+            rows = [row for row in (_metric_row(run, doc) for doc in documents) if row is not None]
+            void = [METRICS.c.run == run, METRICS.c.step >= min(row["step"] for row in rows)] if rows else None
+            self._put(METRICS, ["run", "step"], _without_void(rows), cursor=(f"metrics/{run}", end), void=void)
+            fed += len(rows)
 
     def feed_events(self, path: Path) -> int:
         """Index the new lines of events.jsonl. Returns how many."""
-        return self._feed("events", path, EVENTS, ["seq"], _event_row)
+        fed = 0
+        while True:
+            start = self._position("events", path)
+            documents, end = _new_lines(path, start)
+            if end == start:
+                return fed
+            rows = [row for row in map(_event_row, documents) if row is not None]
+            self._put(EVENTS, ["seq"], rows, cursor=("events", end))
+            fed += len(rows)
 
     def metrics(self, run: str, *, since: int = -1, limit: int = 100_000) -> list[dict[str, Any]]:
         """The step metrics of a run after step `since`, in step order."""
@@ -171,17 +192,6 @@ class Ledger:
         except SQLAlchemyError as error:
             raise _wrapped(error) from error
 
-    def _feed(self, name: str, path: Path, table: sa.Table, keys: list[str], make: Any) -> int:  # row maker per table
-        fed = 0
-        while True:
-            start = self._position(name, path)
-            documents, end = _new_lines(path, start)
-            if end == start:
-                return fed
-            rows = [row for row in map(make, documents) if row is not None]
-            self._put(table, keys, rows, cursor=(name, end))
-            fed += len(rows)
-
     def _position(self, name: str, path: Path) -> int:
         """Where reading goes on; from the start when the file is shorter than that (rotated, or taken back)."""
         try:
@@ -195,11 +205,20 @@ class Ledger:
             return int(known)
 
     def _put(
-        self, table: sa.Table, keys: list[str], rows: list[dict[str, Any]], cursor: tuple[str, int] | None = None
+        self,
+        table: sa.Table,
+        keys: list[str],
+        rows: list[dict[str, Any]],
+        *,
+        cursor: tuple[str, int] | None = None,
+        void: list[sa.ColumnElement[bool]] | None = None,
     ) -> None:
+        """Write rows, where the next read starts, and what no longer holds, in one transaction."""
         latest = list({tuple(row[key] for key in keys): row for row in rows}.values())
         try:
             with self.engine.begin() as connection:
+                if void:
+                    connection.execute(sa.delete(table).where(*void))
                 for at in range(0, len(latest), _ROWS_A_STATEMENT):
                     connection.execute(_upsert(self.engine, table, keys, latest[at : at + _ROWS_A_STATEMENT]))
                 if cursor is not None:
@@ -236,6 +255,16 @@ def _new_lines(path: Path, start: int) -> tuple[list[dict[str, Any]], int]:
         if isinstance(doc, dict):
             documents.append(doc)
     return documents, start + end
+
+
+def _without_void(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Drop the rows that a later row of the same or an earlier step takes back."""
+    kept: list[dict[str, Any]] = []
+    for row in rows:
+        while kept and kept[-1]["step"] >= row["step"]:
+            kept.pop()
+        kept.append(row)
+    return kept
 
 
 def _job_row(verdict: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,6 +39,14 @@ ORIGIN_FILE = ".origin.json"
 HELD_OUT_FILE = ".held_out.jsonl"
 _LINK_FOLDER = ".link"
 _COPY_FILE = ".copy.tmp"
+_ADDED_BY_GATES = {
+    "validated_at",
+    "validator_versions",
+    "validation_passed",
+    "validation_errors",
+    "validation_warnings",
+    "job_id",
+}
 _NOTES = {ORIGIN_FILE, HELD_OUT_FILE, _COPY_FILE}
 _FINAL_STATES = ("queued", "rejected", "done", "held", "failed")
 
@@ -61,6 +69,14 @@ class Claim:
     def job(self) -> Job:
         """The claim seen as a job (its lane is not a queue lane yet)."""
         return Job(self.job_id, self.lane, self.folder)
+
+
+def has_producer_part(sidecar: Path) -> bool:
+    """True when a sidecar says anything beside what the gates have added to it (or is damaged: then it was dropped)."""
+    if not sidecar.exists():
+        return False
+    doc = read_status(sidecar)
+    return doc is None or bool(doc.keys() - _ADDED_BY_GATES)
 
 
 class ClaimDesk:
@@ -116,7 +132,8 @@ class ClaimDesk:
         places = [dropped_as.parent] if dropped_as is not None else self._drop_folders()
         for folder in places:
             source = folder / claim.sidecar.name
-            if source.is_file() and not source.is_symlink() and not claim.sidecar.exists():
+            if source.is_file() and not source.is_symlink() and not has_producer_part(claim.sidecar):
+                claim.sidecar.unlink(missing_ok=True)
                 rename_durable(source, claim.sidecar)
                 return True
         return False

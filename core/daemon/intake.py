@@ -13,7 +13,7 @@ from typing import Any  # verdicts are JSON documents
 
 from core.daemon import candidates
 from core.daemon.candidates import Candidate, Settler
-from core.daemon.claims import Claim, ClaimDesk
+from core.daemon.claims import Claim, ClaimDesk, has_producer_part
 from core.daemon.context import Context
 from core.daemon.gating import Answer, Gating
 from core.daemon.known_files import KnownFiles
@@ -170,7 +170,7 @@ class Intake:
                 del self._writers[job_id]
                 self._gating.add(claim)
         for job_id, (answer, until_s) in list(self._without_sidecar.items()):
-            if answer.claim.sidecar.exists():
+            if has_producer_part(answer.claim.sidecar):
                 del self._without_sidecar[job_id]
                 self._gating.add(answer.claim)
             elif now >= until_s:
@@ -220,7 +220,7 @@ class Intake:
 
 
 def _wants_sidecar(answer: Answer) -> bool:
-    return answer.verdict.get("code") == "spec_unknown" and not answer.claim.sidecar.exists()
+    return answer.verdict.get("code") == "spec_unknown" and not has_producer_part(answer.claim.sidecar)
 
 
 def _name(claim: Claim) -> str:

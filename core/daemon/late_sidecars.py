@@ -11,20 +11,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any  # a sidecar is JSON
 
-from core.atomic import parse_json, rename_durable, write_json
+from core.atomic import rename_durable, write_json
 from core.daemon.candidates import Candidate, Settler, signature
-from core.daemon.claims import Claim, ClaimDesk
+from core.daemon.claims import Claim, ClaimDesk, has_producer_part
 from core.daemon.context import Context
-from core.errors import JsonError
 from core.job_queue import SIDECAR_SUFFIX, Job, new_verdict
+from core.lineage import SidecarError, read_sidecar
 from core.paths import display_name
-from core.status import iso_now
+from core.status import iso_now, read_status
 
 logger = logging.getLogger(__name__)
 
 ORPHAN_AFTER_S = 24 * 3600.0
 _LOOK_AGAIN_S = 10.0
-_MAX_BYTES = 1_000_000
 # What says where the data is from, and nothing about how its rows are read.
 LINEAGE_FIELDS = ("generator_id", "generator_version", "generated_at", "source", "params", "extra")
 
@@ -76,15 +75,11 @@ class LateSidecars:
         if job is None:
             return self._orphan(path, now)
         try:
-            if path.stat().st_size > _MAX_BYTES:
-                return f"a sidecar over {_MAX_BYTES} bytes"
-            doc = parse_json(path.read_bytes(), path.name)
-        except (OSError, JsonError) as error:
-            return f"a sidecar that cannot be read: {error}"
-        if not isinstance(doc, dict):
-            return "a sidecar that is no JSON object"
+            doc = read_sidecar(path).doc
+        except (OSError, SidecarError) as error:
+            return f"a sidecar that cannot be used: {error}"
         lineage: dict[str, Any] = {key: doc[key] for key in LINEAGE_FIELDS if key in doc}
-        write_json(job.folder / path.name, lineage | {"job_id": job.job_id})
+        write_json(job.folder / path.name, (read_status(job.folder / path.name) or {}) | lineage)
         path.unlink()
         self._context.events.emit(
             "sidecar_late", f"{display_name(path.name)} came after the claim: lineage only", job_id=job.job_id
@@ -94,7 +89,7 @@ class LateSidecars:
     def _job_without_sidecar(self, sidecar_name: str) -> Job | None:
         name = sidecar_name.removesuffix(SIDECAR_SUFFIX)
         for job in reversed(self._context.queue.waiting()):
-            if os.path.lexists(job.folder / name) and not os.path.lexists(job.folder / sidecar_name):
+            if os.path.lexists(job.folder / name) and not has_producer_part(job.folder / sidecar_name):
                 return job
         return None
 
