@@ -18,8 +18,8 @@ from typing import Any  # verdicts and status files are JSON
 import requests
 
 from curriculum.generators.binary import Problem, draw, write_rows, write_suite
-from scripts.farm import Answer, Farm, FarmError
 from scripts.demo.screen import Screen, TrainingBar
+from scripts.farm import Answer, Farm, FarmError
 
 SEED = 2026
 HELD_OUT = 100
@@ -32,7 +32,8 @@ PROMISED_PERCENT = 90
 SETTINGS: dict[str, Any] = {
     # Fixed on a development split of the training rows, before the 100 held-out items were looked at (docs/log.md).
     "hyperparams": {"epochs": 16, "learning_rate": 0.003, "batch_size": 64},
-    "trainer": {"schedule": "decay"},
+    # One thread: a model this small gains little from a second one, and the server has a core to answer with.
+    "trainer": {"schedule": "decay", "threads": 1},
 }
 _ENDED = ("done", "failed", "held", "rejected")
 
@@ -141,7 +142,7 @@ class Demo:
         verdicts = self.farm.verdicts()
         for name in (GOOD, BROKEN, COPIED):
             verdict = verdicts.get(name, {})
-            self._tell(told, name, f"{verdict.get('state')} ({verdict.get('code') or 'ok so far'})", bool(verdict))
+            self._tell(told, name, self._state(verdict), bool(verdict))
         bar.show(self.farm.status("training_status"))
         decision = self._decision(verdicts.get(GOOD, {}).get("checkpoint"))
         self._tell(told, "the judge", f"{decision.get('decision')}: {decision.get('reason')}", bool(decision))
@@ -152,6 +153,12 @@ class Demo:
         if ended and (good["state"] != "done" or decision.get("decision") not in (None, "promote", "no_baseline")):
             return True  # nothing will be deployed: the claims below say so
         return ended and bool(good.get("served")) and serving == good.get("checkpoint")
+
+    @staticmethod
+    def _state(verdict: dict[str, Any]) -> str:
+        words = {"queued": "taken in, checked and queued", "active": "in training"}
+        state = words.get(str(verdict.get("state")), verdict.get("state"))
+        return f"{state}: {verdict['message']}" if verdict.get("state") in _ENDED else str(state)
 
     def _tell(self, told: dict[str, object], who: str, what: str, known: bool) -> None:
         if known and told.get(who) != what:

@@ -36,7 +36,7 @@ class Screen:
     """Prints the story. `failed` holds the claims that did not hold."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False, soft_wrap=False)
+        self.console = Console(highlight=False)
         self.failed: list[str] = []
         self._claims = 0
         self._began = time.monotonic()
@@ -56,13 +56,13 @@ class Screen:
     def say(self, text: str | Text, *, timed: bool = False) -> None:
         """One line; `timed` puts the seconds since `up` before it."""
         stamp = Text(f"{self.seconds:6.1f} s  " if timed else "", style="dim")
-        self.console.print(stamp + (Text(text) if isinstance(text, str) else text))
+        self.console.print(stamp + (Text(text) if isinstance(text, str) else text), soft_wrap=True)
 
     def claim(self, holds: bool, text: str) -> bool:
         """State something that was just checked. Returns whether it holds."""
         self._claims += 1
         mark = Text("✓ ", style="bold green") if holds else Text("✗ ", style="bold red")
-        self.console.print(mark + Text(text, style="" if holds else "bold red"))
+        self.console.print(mark + Text(text, style="" if holds else "bold red"), soft_wrap=True)
         if not holds:
             self.failed.append(text)
         return holds
@@ -96,7 +96,7 @@ class Screen:
     def verdict(self, verdict: dict[str, Any]) -> None:
         """The telling keys of a verdict.json, as they stand there."""
         shown = {key: verdict.get(key) for key in _VERDICT_KEYS if verdict.get(key) is not None}
-        self.console.print(Text(json.dumps(shown, ensure_ascii=False, indent=2)))
+        self.console.print(Text(json.dumps(shown, ensure_ascii=False, indent=2)), soft_wrap=True)
 
     def tree(self, root: Path, folders: Iterable[Path], depth: int) -> None:
         """What lies in some folders of the root."""
