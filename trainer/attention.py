@@ -126,7 +126,7 @@ def attend(
     q_THC, k_TGC, v_TGC = (x[0].transpose(0, 1) for x in (query, key, value))
     if q_THC.is_cuda and q_THC.dtype in (torch.float16, torch.bfloat16):
         window = (-1 if sliding_window is None else sliding_window - 1, 0)
-        out = varlen_attn(
+        out: Any = varlen_attn(
             q_THC, k_TGC, v_TGC, layout.boundaries, layout.boundaries, layout.longest, layout.longest,
             scale=scaling, window_size=window, enable_gqa=q_THC.shape[1] != k_TGC.shape[1],
         )  # fmt: skip

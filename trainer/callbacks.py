@@ -9,7 +9,7 @@ Units    seconds, tokens, losses in nats a token
 import json
 import logging
 import time
-from typing import Any, TextIO  # JSON documents
+from typing import Any  # JSON documents
 
 from core.errors import StorageError
 from core.paths import Workspace
@@ -99,23 +99,14 @@ class StepLog:
 
     def __init__(self, workspace: Workspace, run: str) -> None:
         self._path = workspace.metrics_file(run)
-        self._file: TextIO | None = None
 
     def write(self, **values: Any) -> None:  # JSON values
         """Append one line. A full disk costs the line, never the training."""
         try:
-            if self._file is None:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self._path.open("a", encoding="utf-8", buffering=1)
-            self._file.write(json.dumps({**values, "time": iso_now()}) + "\n")
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**values, "time": iso_now()}) + "\n")
         except OSError as error:
             logger.warning("a line of %s is lost: %s", self._path, error)
-            self._file = None
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
 
 class Pace:

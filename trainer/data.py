@@ -20,7 +20,7 @@ from trainer.state import RECORD_DTYPE, Records
 class ChangedAfterClaimError(DataError):
     """The data file is not the one that passed the gates."""
 
-    code = 1010
+    code = 1050
     slug = "changed_after_claim"
 
 

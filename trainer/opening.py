@@ -7,8 +7,9 @@ Errors   ChangedAfterClaimError when the data is not what passed the gates; Data
 from core.atomic import sha256_file, write_json
 from core.errors import DataError, StorageError
 from core.job_queue import Job
+from core.lineage import read_sidecar
 from core.settings import Settings, load_job_settings
-from core.validation import open_or_build_token_cache
+from core.validation import token_cache_of
 from trainer.data import ChangedAfterClaimError, JobRows
 from trainer.job_training import JobTraining
 from trainer.run import Run
@@ -31,7 +32,7 @@ def open_job(run: Run, job: Job, settings: Settings) -> JobTraining:
     """
     verdict = job.verdict()
     _refuse_changed(job, verdict["sha256"])
-    cache = open_or_build_token_cache(job, settings, run.encoder)
+    cache = token_cache_of(job, settings, run.workspace, run.encoder)
     if len(cache) != verdict["rows_train"]:
         raise DataError(f"{len(cache)} training rows, the verdict says {verdict['rows_train']}", where=verdict["file"])
     rows = JobRows(job.job_id, cache, sha256=verdict["sha256"], seed=settings.trainer.seed)
@@ -39,11 +40,16 @@ def open_job(run: Run, job: Job, settings: Settings) -> JobTraining:
         job_id=job.job_id,
         file=verdict["file"],
         sha256=verdict["sha256"],
-        generator="manual",
+        generator=_generator(job),
         rows_train=len(rows),
         epochs=settings.hyperparams.epochs,
     )
     return JobTraining(run, job, settings, rows, run.progress_of(job.job_id) or fresh)
+
+
+def _generator(job: Job) -> str:
+    """`id@version` of who made the file, as the sidecar says; `manual` without one."""
+    return read_sidecar(job.sidecar_file).generator
 
 
 def _refuse_changed(job: Job, checked: str) -> None:

@@ -23,7 +23,7 @@ from core.paths import Workspace
 from core.settings import Settings
 from trainer import profiles, snapshot
 from trainer.config import dials
-from trainer.engine import Engine
+from trainer.engine import Engine, random_state
 from trainer.models import load
 from trainer.models.lora import ADAPTER_WEIGHTS, add_adapter
 from trainer.state import RECORD_DTYPE, JobProgress, Records, TrainState
@@ -79,7 +79,7 @@ class Run:
         load.write_base(base, staged)
         torch.manual_seed(self.settings.trainer.seed)
         empty = np.zeros(0, RECORD_DTYPE)
-        start = snapshot.Snapshot({}, None, {}, snapshot.random_state(), TrainState(method).as_json(), empty)
+        start = snapshot.Snapshot({}, None, {}, random_state(), TrainState(method).as_json(), empty)
         snapshot.write_resume_files(start, staged)
         name = wanted or base.name
         fields = self._fields(step=0, parent=None, base={"name": name, "sha256": None}, jobs=[], train_loss=None)
@@ -139,7 +139,7 @@ class Run:
             if self.state.method == "lora":
                 model = add_adapter(model, rank=trainer.lora_rank, seed=trainer.seed, base_folder=base.folder)
             self._engine = Engine(model, self.dials(self.settings))
-            self._restore()
+            self._restore(self._engine)
         return self._engine
 
     def release(self) -> None:
@@ -165,14 +165,7 @@ class Run:
             )
         return base
 
-    def _restore(self) -> None:
-        engine = self._engine
-        if engine is None:
-            return
-        if self.state.method == "lora" and not (self.head.folder / ADAPTER_WEIGHTS).exists() and self.loads:
-            self._engine = None  # back to the base: the adapter begins afresh
-            self.engine_ready()
-            return
+    def _restore(self, engine: Engine) -> None:
         snapshot.restore(engine, self.head)
         self.loads += 1
 
@@ -252,14 +245,15 @@ class Run:
         self.head = head
         self.state = snapshot.read_state(head)
         self._records.clear()
-        self._restore()
+        if self.state.method == "lora" and not (head.folder / ADAPTER_WEIGHTS).exists():
+            self._engine = None  # back at the base: its adapter begins afresh
+        elif self._engine is not None:
+            self._restore(self._engine)
 
     def covering(self, job_id: str) -> dict[str, Any] | None:
         """The manifest of the surviving commit that holds the last row of a job; None while there is none."""
-        for manifest in reversed(self.catalogue.manifests()):
-            if ends_job(manifest) and manifest["jobs"][-1]["job_id"] == job_id:
-                return manifest
-        return None
+        ends = (m for m in self.catalogue.manifests() if ends_job(m) and m["jobs"][-1]["job_id"] == job_id)
+        return next(ends, None)
 
     def progress_of(self, job_id: str) -> JobProgress | None:
         """How far the job is, when it is the one the run stands in."""

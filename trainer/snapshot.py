@@ -28,6 +28,7 @@ from trainer.state import Records, TrainState, state_from
 OPTIMIZER_FILE = "optimizer.safetensors"
 RANDOM_FILE = "rng.safetensors"
 STATE_FILE = "state.json"
+MODEL_CONFIG = "config.json"
 _FOR_TORCH = {"format": "pt"}
 
 
@@ -71,12 +72,14 @@ def adapter_document(model: Any) -> dict[str, Any]:  # a PeftModel, whose attrib
 def write(snapshot: Snapshot, staged: Path, base: Checkpoint) -> None:
     """Write a snapshot's files into a staged folder. Raises StorageError."""
     try:
+        adapted = snapshot.adapter_config is not None
         for name in base.manifest["files"]:
-            if not name.endswith(WEIGHTS_SUFFIX):
+            # With config.json transformers takes an adapter's folder for a whole model; without, it finds the base.
+            if not name.endswith(WEIGHTS_SUFFIX) and not (adapted and name == MODEL_CONFIG):
                 shutil.copyfile(base.folder / name, staged / name)
-        name = MODEL_WEIGHTS if snapshot.adapter_config is None else ADAPTER_WEIGHTS
+        name = ADAPTER_WEIGHTS if adapted else MODEL_WEIGHTS
         save_file(snapshot.weights, staged / name, metadata=_FOR_TORCH)
-        if snapshot.adapter_config is not None:
+        if adapted:
             write_json(staged / ADAPTER_CONFIG, snapshot.adapter_config, durable=False)
         write_resume_files(snapshot, staged)
     except OSError as error:

@@ -75,10 +75,6 @@ class Worker:
             self._train(self._training)
         return Did.WORK
 
-    def close(self) -> None:
-        """Let go of files."""
-        self._log.close()
-
     # -- orders ---------------------------------------------------------------------------------------------------
 
     def _obey(self, order: Order) -> Did:
@@ -94,6 +90,8 @@ class Worker:
             self.run.release()
         elif order.command == "stop":
             self._stop()
+        if order.paused:
+            self.view.show(status="paused")
         self._orders.acknowledge(order)
         self.view.acknowledge(order.seq, self.run.state.step, self.run.head.id)
         return Did.STOP if order.command == "stop" else Did.WORK
@@ -241,12 +239,9 @@ class Worker:
 
 def drive(worker: Worker, idle_s: float = 0.1) -> int:
     """Tick until told to stop. Returns the exit code."""
-    try:
-        while (did := worker.tick()) is not Did.STOP:
-            if did is Did.NOTHING:
-                time.sleep(idle_s)
-    finally:
-        worker.close()
+    while (did := worker.tick()) is not Did.STOP:
+        if did is Did.NOTHING:
+            time.sleep(idle_s)
     return 0
 
 

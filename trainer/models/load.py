@@ -7,6 +7,7 @@ Errors   ModelError (2xxx) naming the model and the fix; ConfigError when a lock
 """
 
 import hashlib
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any  # model configs are untyped
@@ -25,8 +26,18 @@ from trainer.models.save import MODEL_WEIGHTS
 from trainer.models.tiny import MODEL_NAME as TINY_NAME
 from trainer.models.tiny import make_tiny
 
+transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # untyped; a log is no terminal
 TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_FILE = "tokenizer.json"
+_TOKENIZER_FILES = (
+    TOKENIZER_FILE,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    TEMPLATE_FILE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +124,19 @@ def write_base(base: Base, staged: Path) -> None:
     _save_tokenizer(base.source, staged)
     encoder = ChatEncoder.from_folder(staged)
     write_bytes(staged / TEMPLATE_FILE, encoder.template.encode())
-    answers = base.model.generation_config or GenerationConfig()
+    answers = base.model.generation_config or GenerationConfig()  # type: ignore[no-untyped-call]  # untyped there
     answers.eos_token_id = sorted(encoder.eos_ids)
     answers.save_pretrained(staged)
 
 
 def _save_tokenizer(source: str, staged: Path) -> None:
+    """Copy a folder's tokenizer byte for byte, so that tokens made with it before stay valid; save a Hub one."""
+    folder = Path(source)
+    if (folder / TOKENIZER_FILE).is_file():
+        for name in _TOKENIZER_FILES:
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, staged / name)
+        return
     try:
         AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(staged)
     except (OSError, ValueError, KeyError) as error:

@@ -4,7 +4,9 @@ Writes   adapter_model.safetensors, adapter_config.json in peft's layout, so tha
 Errors   CheckpointError when an adapter does not fit
 """
 
+import warnings
 from pathlib import Path
+from typing import Any  # what peft hands back is untyped
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -34,9 +36,10 @@ def add_adapter(model: PreTrainedModel, *, rank: int, seed: int, base_folder: Pa
         task_type="CAUSAL_LM",
         base_model_name_or_path=str(base_folder),
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 reads an attribute transformers 5 has renamed
         torch.manual_seed(seed)
-        adapted: PeftModel = get_peft_model(model, config)  # type: ignore[assignment]  # PeftMixedModel only when asked for
+        adapted = get_peft_model(model, config)
     return adapted
 
 
@@ -52,14 +55,15 @@ def load_adapter(model: PeftModel, folder: Path) -> None:
         CheckpointError: its rank or its layers are not this model's.
     """
     saved_rank = read_json(folder / ADAPTER_CONFIG)["r"]
-    rank = model.peft_config["default"].r
+    config: Any = model.peft_config["default"]
+    rank = config.r
     if saved_rank != rank:
         raise CheckpointError(
             f"the adapter has rank {saved_rank}, the settings say {rank}",
             where=str(folder),
             fix=f"--set trainer.lora_rank={saved_rank}, or another `run`",
         )
-    result = set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS))
+    result: Any = set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS))
     missing = [name for name in result.missing_keys if "lora_" in name]
     if missing or result.unexpected_keys:
         raise CheckpointError(

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from tiny_models import VOCABULARY, dials, gemma, llama, qwen, rows
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from core.errors import CheckpointError, NonFiniteLossError
+from tiny_models import VOCABULARY, dials, gemma, llama, qwen, rows
 from trainer import loss as loss_module
 from trainer.engine import Engine
 from trainer.loss import summed_cross_entropy

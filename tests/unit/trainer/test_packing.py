@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import rows
 
+from tiny_models import rows
 from trainer.packing import LONG_DOCUMENT_TOKENS, SHORTEST_SHARE, Row, layout_of, pack
 
 
