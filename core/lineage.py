@@ -22,6 +22,7 @@ from core.paths import schema_file
 
 GENERATORS = ("discrimination", "syllo_local", "syllo_api", "curriculum", "manual", "binary_local")
 MANUAL = "manual"
+_LINEAGE_KEYS = ("generator_id", "generator_version", "generated_at", "params", "source", "extra")
 _MAX_BYTES = 1 << 20
 _NEVER = (
     "locked base_model model_architecture model_name model_path trust_remote_code profile hyperparams trainer "
@@ -153,6 +154,11 @@ def check_generator(sidecar: Sidecar, *, allow_unknown: bool) -> None:
         field="$.generator_id",
         fix=f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(GENERATORS)}",
     )
+
+
+def with_late_lineage(sidecar: Sidecar, late: Sidecar) -> dict[str, Any]:
+    """A sidecar that comes after the claim can add lineage only, and only what was not said before."""
+    return {**{key: late.doc[key] for key in _LINEAGE_KEYS if key in late.doc}, **sidecar.doc}
 
 
 def merged(sidecar: Sidecar, additions: Mapping[str, Any]) -> dict[str, Any]:

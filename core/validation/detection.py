@@ -1,12 +1,14 @@
 """Which spec a file obeys when nobody says so (arrow: intake, layer 1)."""
 
 import fnmatch
+import json
 from collections.abc import Iterable, Mapping, Sequence
 
 from core.formats.rows import Batch, RowProblem
-from core.validation.specs import DatasetSpec, nearest_spec
+from core.validation.specs import KINDS, DatasetSpec, nearest_spec
 
-FIT_SHARE = 0.9
+_MISFITS_IN = 10  # one row in so many may differ: at least 90 % must fit
+Example = tuple[int, Mapping[str, object]]
 
 
 def named_spec(wanted: str, specs: Mapping[str, DatasetSpec]) -> DatasetSpec | RowProblem:
@@ -23,60 +25,107 @@ def spec_by_pattern(name: str, patterns: Mapping[str, str]) -> str | None:
     return next((spec for glob, spec in patterns.items() if fnmatch.fnmatchcase(name, glob)), None)
 
 
-def detect(
-    batches: Iterable[Batch], line_count: int, candidates: Sequence[DatasetSpec], specs: Mapping[str, DatasetSpec]
-) -> DatasetSpec | RowProblem | None:
-    """Find the one candidate that at least 90 % of the rows fit.
+class Detection:
+    """Finds the one candidate that at least 90 % of the rows fit.
 
-    Args:
-        line_count: an upper bound of the rows; a candidate is given up once too many of them cannot fit any more.
-
-    Returns:
-        The spec; or the refusal, naming the nearest spec; or None when no row could be read at all. A spec returned
-        early may still turn out to fit too few rows: see `too_few_fit`.
+    Attributes:
+        line: after a refusal, the line that its message speaks of.
     """
-    alive = {spec.name: spec for spec in candidates}
-    misfits = dict.fromkeys(alive, 0)
-    first: tuple[int, Mapping[str, object]] | None = None
-    parsed = 0
-    for batch in batches:
+
+    def __init__(self, candidates: Sequence[DatasetSpec], specs: Mapping[str, DatasetSpec]) -> None:
+        self._candidates = {spec.name: spec for spec in candidates}
+        self._specs = specs
+        self._misfits = dict.fromkeys(self._candidates, 0)
+        self._examples: dict[str, Example] = {}
+        self._first: Example | None = None
+        self._parsed = 0
+        self._alive = dict(self._candidates)
+        self.line: int | None = None
+
+    def run(self, batches: Iterable[Batch], line_bound: int) -> DatasetSpec | RowProblem | None:
+        """Read until the answer is known.
+
+        Args:
+            line_bound: at least as many as there are rows; a candidate is given up once too many of them cannot fit.
+                0 reads to the end.
+
+        Returns:
+            The spec; or the refusal, naming the nearest spec; or None when no row could be read at all. A spec that
+            is returned early may still turn out to fit too few rows: see `too_few_fit`.
+        """
+        for batch in batches:
+            self._count(batch)
+            if line_bound and self._parsed < line_bound:
+                self._give_up(line_bound)
+                if len(self._alive) < 2:
+                    break
+        else:
+            self._give_up(self._parsed)
+        if self._first is None:
+            return None
+        return next(iter(self._alive.values())) if len(self._alive) == 1 else self._refusal(*self._first)
+
+    def _count(self, batch: Batch) -> None:
         for line, row in zip(batch.lines, batch.values, strict=True):
             if isinstance(row, RowProblem):
                 continue
-            parsed += 1
-            first = first or (line, row)
-            for spec in alive.values():
-                misfits[spec.name] += not spec.fits(row)
-        alive = {name: spec for name, spec in alive.items() if misfits[name] <= (1 - FIT_SHARE) * line_count}
-        if len(alive) < 2:
-            break
-    if first is None:
+            self._parsed += 1
+            self._first = self._first or (line, row)
+            for name, spec in self._alive.items():
+                if not spec.fits(row):
+                    self._misfits[name] += 1
+                    self._examples.setdefault(name, (line, row))
+
+    def _give_up(self, rows: int) -> None:
+        self._alive = {n: s for n, s in self._alive.items() if not too_few_fit(self._misfits[n], rows)}
+
+    def _refusal(self, first_line: int, first_row: Mapping[str, object]) -> RowProblem:
+        """Word that no spec fits: the nearest one, and the field that differs."""
+        fix = 'name it in the sidecar: {"spec": "..."}'
+        if self._alive:
+            return RowProblem("spec_unknown", f"the rows fit {' and '.join(self._alive)}", None, "$", fix)
+        best = min(self._misfits, key=lambda name: self._misfits[name], default=None)
+        if best is not None and self._misfits[best] < self._parsed:
+            self.line, row = self._examples[best]
+            problem = self._candidates[best].explain(row)
+            message = f"fewer than 90 % of the rows fit {best}, and no other spec: {_told(problem, best)}"
+            return RowProblem("spec_unknown", message, None, problem.field if problem else None, fix)
+        self.line = first_line
+        nearest = min(self._specs.values(), key=lambda spec: (_distance(spec, first_row), spec.name))
+        problem = nearest.explain(first_row)
+        if problem is None:
+            fix = f'write {{"spec": "{nearest.name}"}} into the sidecar, or add it to inbox.detect_specs'
+            return RowProblem("spec_unknown", f"no spec is named and the rows look like {nearest.name}", None, "$", fix)
+        message = f"no spec fits; nearest is {nearest.name}, but {_told(problem, nearest.name)}"
+        fix = _column_fix(nearest, first_row) or problem.fix or fix
+        return RowProblem("spec_unknown", message, None, problem.field, fix)
+
+
+def _told(problem: RowProblem | None, name: str) -> str:
+    return problem.message.removeprefix(f"not {name}: ") if problem else "it differs"
+
+
+def _renamable(spec: DatasetSpec, row: Mapping[str, object]) -> list[tuple[str, str]] | None:
+    """Could a column map make this row fit? Only for specs of texts, and as many texts as they ask for."""
+    wanted = KINDS[spec.kind]
+    texts = [key for key, value in row.items() if isinstance(value, str)]
+    if spec.kind not in ("text", "prompt_completion") or len(texts) != len(row) or len(texts) != len(wanted):
         return None
-    if len(alive) > 1:  # read to the end: judge by the rows that could be read
-        alive = {name: spec for name, spec in alive.items() if misfits[name] <= (1 - FIT_SHARE) * parsed}
-    if len(alive) == 1:
-        return next(iter(alive.values()))
-    return refusal(first, specs, list(alive))
+    return list(zip(wanted, texts, strict=True))
 
 
-def refusal(
-    first: tuple[int, Mapping[str, object]], specs: Mapping[str, DatasetSpec], several: Sequence[str] = ()
-) -> RowProblem:
-    """Word that no spec fits: the nearest one, and the field that differs."""
-    fix = 'name it in the sidecar: {"spec": "..."}'
-    if several:
-        return RowProblem("spec_unknown", f"the rows fit {' and '.join(several)}", None, "$", fix)
-    line, row = first
-    nearest = min(specs.values(), key=lambda spec: (spec.error_count(row), spec.name))
-    problem = nearest.explain(row)
-    if problem is None:
-        fix = f'write {{"spec": "{nearest.name}"}} into the sidecar, or add it to inbox.detect_specs'
-        return RowProblem("spec_unknown", f"no spec is named and the rows look like {nearest.name}", None, "$", fix)
-    told = problem.message.removeprefix(f"not {nearest.name}: ")
-    message = f"no spec fits; nearest is {nearest.name}, but line {line}: {told}"
-    return RowProblem("spec_unknown", message, None, problem.field, problem.fix or fix)
+def _distance(spec: DatasetSpec, row: Mapping[str, object]) -> float:
+    return 0.5 if _renamable(spec, row) and not spec.fits(row) else spec.error_count(row)
+
+
+def _column_fix(spec: DatasetSpec, row: Mapping[str, object]) -> str | None:
+    pairs = _renamable(spec, row)
+    if pairs is None:
+        return None
+    columns = json.dumps(dict(pairs), ensure_ascii=False)
+    return f'write {{"spec": "{spec.name}", "columns": {columns}}} into the sidecar'
 
 
 def too_few_fit(misfits: int, parsed: int) -> bool:
     """Did a detected spec lose too many rows after all?"""
-    return misfits > (1 - FIT_SHARE) * parsed
+    return misfits * _MISFITS_IN > parsed

@@ -252,8 +252,7 @@ def _words(problem: RowProblem) -> dict[str, Any]:
 
 
 def _refused_by_sidecar(path: Path, base: dict[str, Any], error: SidecarError) -> dict[str, Any]:
-    from_file = Inspection(path, Sidecar(), Plan(specs={}, detect_specs=(), content=False))
-    stats = from_file.run().stats
+    stats = Inspection(path, Sidecar(), Plan(specs={}, detect_specs=(), content=False)).count_only()
     counts = {key: stats[key] for key in ("rows", "rows_set_aside", "sha256", "bytes")}
     issue: dict[str, Any] = {
         "validator": "SpecValidator",
@@ -283,8 +282,8 @@ def _gate_error(error: Exception) -> dict[str, Any]:
 def _write_sidecar(path: Path, sidecar: Sidecar, verdict: dict[str, Any], passed: bool) -> None:
     """Add the daemon's part to the sidecar; a sidecar that was refused stays as its producer wrote it."""
     target = path.with_name(path.name + SIDECAR_SUFFIX)
-    if not sidecar.doc and target.exists():
-        return
+    if not sidecar.doc and (target.exists() or verdict["code"] == "spec_unknown"):
+        return  # the daemon may still be waiting for the producer's own
     errors = [i for i in verdict["issues"] if i["severity"] == "error"]
     additions = {
         "validated_at": iso_now(),

@@ -19,7 +19,7 @@ from core.formats import Batch, RowProblem, RowReader, open_rows
 from core.formats.jsonl import looks_wide
 from core.lineage import Sidecar, SidecarError, check_claims
 from core.validation.contamination import SuiteIndex
-from core.validation.detection import detect, named_spec, refusal, spec_by_pattern, too_few_fit
+from core.validation.detection import Detection, named_spec, spec_by_pattern, too_few_fit
 from core.validation.held_out import HeldOutDraw
 from core.validation.labels import LabelAudit, TokenStats
 from core.validation.result import MAX_EXPLAINED, Issues, ValidationResult
@@ -64,9 +64,9 @@ class Plan:
 class _Stop(Exception):
     """The file is refused as a whole; nothing more can be learnt."""
 
-    def __init__(self, problem: RowProblem) -> None:
+    def __init__(self, problem: RowProblem, line: int | None = None) -> None:
         super().__init__(problem.message)
-        self.problem = problem
+        self.problem, self.line = problem, line
 
 
 class Inspection:
@@ -97,10 +97,17 @@ class Inspection:
         try:
             self._run()
         except _Stop as stop:
-            self.issues.error(stop.problem)
+            self.issues.error(stop.problem, stop.line)
         if self.issues.errors:
             self.rows_set_aside, self.rows_dropped, self.rows_held_out = self.rows, 0, 0
         return self.issues.result(self.as_stats())
+
+    def count_only(self) -> dict[str, Any]:
+        """Identity and row count of a file that is refused for another reason. Raises OSError."""
+        self.size_bytes = self._path.stat().st_size
+        self._count_rows()
+        self.rows_set_aside = self.rows
+        return self.as_stats()
 
     def as_stats(self) -> dict[str, Any]:
         """Counts and token statistics."""
@@ -152,11 +159,15 @@ class Inspection:
             candidates = [named_spec(name, plan.specs) for name in plan.detect_specs]
             known = [spec for spec in candidates if isinstance(spec, DatasetSpec)]
             renamed = map(self._renamed, self._reader.batches()) if self._sidecar.columns else self._reader.batches()
-            found = detect(renamed, self._reader.line_bound(), known, plan.specs)
+            detection = Detection(known, plan.specs)
+            found = detection.run(renamed, self._reader.line_bound())
             self._detected = True
+            if isinstance(found, RowProblem):
+                self._count_rows()
+                raise _Stop(found, detection.line)
             found = known[0] if found is None and known else found
         if isinstance(found, RowProblem):
-            self._count_only()
+            self._count_rows()
             raise _Stop(found)
         self.spec = found
         if found is not None:
@@ -167,7 +178,7 @@ class Inspection:
         values = [v if isinstance(v, RowProblem) else dict(rename_columns(v, columns)) for v in batch.values]
         return Batch(batch.first, batch.lines, values)
 
-    def _count_only(self) -> None:
+    def _count_rows(self) -> None:
         """A file refused before it was read still gets its identity and its row count."""
         for batch in self._reader.batches():
             for line, value in zip(batch.lines, batch.values, strict=True):
@@ -228,7 +239,7 @@ class Inspection:
         if self.rows == 0:
             raise _Stop(RowProblem("empty", "the file holds no rows", fix="drop a file with at least one row"))
         if self._detected and self._parsed and too_few_fit(self._misfits, self._parsed) and self.spec:
-            raise _Stop(self._late_refusal())
+            raise self._late_refusal()
         self.rows_set_aside = len(self._bad)
         if len(self._bad) > self._plan.bad_rows_limit * self.rows:
             message = f"{len(self._bad)} of {self.rows} rows are bad, more than validation.bad_rows_limit"
@@ -238,13 +249,13 @@ class Inspection:
         except SidecarError as error:
             raise _Stop(RowProblem(error.slug, error.message, None, error.field, error.fix)) from error
 
-    def _late_refusal(self) -> RowProblem:
-        """A spec that seemed to fit at first does not: word it with a row that shows why."""
-        for batch in self._reader.batches():
-            for line, value in zip(batch.lines, batch.values, strict=True):
-                if not isinstance(value, RowProblem) and self.spec and not self.spec.fits(value):
-                    return refusal((line, value), self._plan.specs)
-        return RowProblem("spec_unknown", "no spec fits")
+    def _late_refusal(self) -> _Stop:
+        """A spec that seemed to fit at first does not fit enough rows: word it with one that shows why."""
+        known = [spec for spec in (self.spec,) if spec is not None]
+        detection = Detection(known, self._plan.specs)
+        found = detection.run(map(self._renamed, self._reader.batches()), 0)
+        problem = found if isinstance(found, RowProblem) else RowProblem("spec_unknown", "no spec fits")
+        return _Stop(problem, detection.line)
 
     # -- layer 2 --------------------------------------------------------------------------------------------------
 
