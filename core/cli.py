@@ -48,6 +48,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rewind": ("orders", "Take training back to a checkpoint."),
     "pin": ("orders", "Keep a checkpoint."),
     "export": ("export", "Write a checkpoint as a model folder."),
+    "ask": ("ask", "Ask the served model."),
     "verify": ("audit", "Recount and re-hash everything."),
     "lineage": ("models", "Trace a checkpoint to its files, or a file to its checkpoints."),
 }

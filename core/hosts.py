@@ -1,4 +1,5 @@
-"""Which machine does what: config/hosts.json, strictly read, because its values reach ssh and rsync (trainer host -> inference host).
+"""Which machine does what: config/hosts.json, strictly read, because its values reach ssh and rsync (trainer host ->
+inference host).
 
 Reads    config/hosts.json (ignored by git; config/hosts.example.json is the pattern to copy)
 Format   config/schemas/hosts.schema.json: closed, every name, user, port and path held to a strict pattern
@@ -14,8 +15,10 @@ import jsonschema_rs
 from core.atomic import read_json
 from core.errors import ConfigError, JsonError, StorageError
 from core.paths import Workspace, schema_file
+from core.settings import Settings
 
 _SERVES = frozenset({"inference", "both"})
+_REACHABLE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # what a bind to every address is called by
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,20 @@ def load_hosts(workspace: Workspace) -> Hosts | None:
             f"local_host: no host {doc['local_host']!r}", where=str(path), fix=f"one of: {', '.join(by_id)}"
         )
     return Hosts(by_id, doc["local_host"])
+
+
+def serving_url(workspace: Workspace, settings: Settings) -> str:
+    """Where the inference server answers as this host reaches it: hosts.json's serving host, else this one.
+
+    Raises:
+        ConfigError: hosts.json is refused.
+    """
+    hosts = load_hosts(workspace)
+    serving = hosts.serving() if hosts is not None else None
+    if hosts is not None and serving is not None and serving.id != hosts.local_id:
+        return serving.url("inference", settings.inference.port)
+    host = _REACHABLE.get(settings.inference.host, settings.inference.host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.inference.port}"
 
 
 def _host(host_id: str, part: Mapping[str, Any]) -> Host:

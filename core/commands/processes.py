@@ -20,6 +20,7 @@ from core.commands.ports import addresses, require_free
 from core.daemon.pid_manager import InstanceLock
 from core.daemon.supervisor import ChildExit, ChildSpec, Restart, Supervisor
 from core.errors import AlreadyRunningError, ConfigError, StorageError, UsageError
+from core.hosts import load_hosts, serving_url
 from core.paths import Workspace
 from core.settings import Settings
 
@@ -69,20 +70,31 @@ def up_command(exit_when_idle: bool) -> None:
     """Run daemon, inference server and monitor until SIGINT or SIGTERM."""
     workspace = current().workspace()
     settings = current().settings(workspace)
-    _require_ports(workspace, settings)
+    role = _local_role(workspace)
+    _require_ports(workspace, settings, serve=role != "trainer")
     options = ["--exit-when-idle", "--server-grace-s", f"{_SERVER_GRACE_S:g}"] if exit_when_idle else []
     specs = child_specs(workspace, current().environment(), options)
-    click.echo(f"answers  http://{settings.inference.host}:{settings.inference.port}/v1", err=True)
+    specs = [spec for spec in specs if spec.name != "serve" or role != "trainer"]
+    click.echo(f"answers  {serving_url(workspace, settings)}/v1", err=True)
     click.echo(f"monitor  http://{settings.monitor.host}:{settings.monitor.ports[0]}/", err=True)
     click.echo(f"drop files into {workspace.inbox}; Ctrl-C ends it", err=True)
     code = Up(Supervisor(specs)).run()
     finish(code)
 
 
-def _require_ports(workspace: Workspace, settings: Settings) -> None:
+def _local_role(workspace: Workspace) -> str:
+    """What config/hosts.json makes this machine: trainer (another one serves) or both. Raises UsageError."""
+    hosts = load_hosts(workspace)
+    role = "both" if hosts is None else hosts.local.role
+    if role == "inference":
+        raise UsageError("this host only serves", where=str(workspace.hosts_file), fix="dropforge serve")
+    return role
+
+
+def _require_ports(workspace: Workspace, settings: Settings, *, serve: bool) -> None:
     """Raise AlreadyRunningError rather than ConfigError when it is our own daemon that sits there."""
     try:
-        require_free(addresses(settings), _PORT_WAIT_S)
+        require_free(addresses(settings, serve=serve), _PORT_WAIT_S)
     except ConfigError:
         InstanceLock.acquire(workspace.lock_file, wait_s=0.0).release()
         raise
@@ -107,7 +119,7 @@ class Up:
     """The loop of `up`: starts the children, passes the wish to stop on, ends when the daemon has ended."""
 
     def __init__(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
+        self.supervisor = supervisor
         self._wishes_seen = 0
         self._wishes = 0
         self.code: int | None = None
@@ -116,7 +128,7 @@ class Up:
         """Return the exit code: the daemon's own, 0 after a wished stop."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.on_signal)
-        for child in self._supervisor:
+        for child in self.supervisor:
             child.start(time.monotonic())
         while not self.tick(time.monotonic()):
             time.sleep(_TICK_S)
@@ -128,19 +140,19 @@ class Up:
 
     def tick(self, now: float) -> bool:
         """Look once. Returns True when everything has ended."""
-        for ended in self._supervisor.tick(now):
+        for ended in self.supervisor.tick(now):
             self._after(ended, now)
         if self._wishes > self._wishes_seen:
             self._wishes_seen = self._wishes
-            self._end(0, now) if self.code is None else self._supervisor.kill_all()
-        return self.code is not None and self._supervisor.at_rest
+            self._end(0, now) if self.code is None else self.supervisor.kill_all()
+        return self.code is not None and self.supervisor.at_rest
 
     def _after(self, ended: ChildExit, now: float) -> None:
         if ended.name == "daemon" and (ended.returncode == 0 or ended.returncode in _FINAL_CODES):
             self._end(ended.returncode, now)
         elif ended.returncode != 0 and not ended.asked:
-            click.echo(f"{ended.name}: {self._supervisor[ended.name].reason}; starting it again", err=True)
+            click.echo(f"{ended.name}: {self.supervisor[ended.name].reason}; starting it again", err=True)
 
     def _end(self, code: int, now: float) -> None:
         self.code = code if self.code is None else self.code
-        self._supervisor.stop_all(now)
+        self.supervisor.stop_all(now)

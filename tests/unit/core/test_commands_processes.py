@@ -1,5 +1,6 @@
 """up: ports are asked first, the daemon's end is the end, a wish to stop reaches every child."""
 
+import json
 import os
 import signal
 import socket
@@ -163,3 +164,41 @@ def test_status_answers_within_its_promise_on_a_full_root(
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert "daemon.json" in trace.read_text()
     assert "verdict.json" not in trace.read_text()
+
+
+def hosts(workspace: Workspace, local_role: str) -> None:
+    """A farm of two machines, of which this one is `here`."""
+    other = "trainer" if local_role == "inference" else "inference"
+    doc = {
+        "hosts": {
+            "here": {"name": "here", "host": "127.0.0.1", "role": local_role},
+            "there": {
+                "name": "there",
+                "host": "gpu2.example",
+                "role": other,
+                "services": {"inference": {"port": 9999}},
+            },
+        },
+        "local_host": "here",
+    }
+    workspace.hosts_file.parent.mkdir(exist_ok=True)
+    workspace.hosts_file.write_text(json.dumps(doc))
+
+
+def test_a_host_that_only_trains_starts_no_server_and_names_the_one_that_serves(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hosts(workspace, "trainer")
+    started: list[str] = []
+    monkeypatch.setattr(Up, "run", lambda up: started.extend(c.spec.name for c in up.supervisor) or 0)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        options = ["--set", f"inference.port={taken.getsockname()[1]}", "--set", f"monitor.ports=[{free_port()}]"]
+        assert main(["up", *options, "--root", str(workspace.root)]) == 0, "the port is the other host's business"
+    assert started == ["monitor", "daemon"]
+    assert "http://gpu2.example:9999/v1" in capsys.readouterr().err
+
+
+def test_a_host_that_only_serves_is_told_to_serve(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    hosts(workspace, "inference")
+    assert main(["up", "--root", str(workspace.root)]) == 2
+    assert "fix: dropforge serve" in capsys.readouterr().err

@@ -1,0 +1,59 @@
+"""`dropforge ask`: one question to the model that is served, the answer as it comes. Beside the arrows: the CLI.
+
+Reads    POST /v1/chat/completions of the inference server, streamed for a person          Writes  stdout
+Errors   ServiceUnavailable and its family when the server does not answer or refuses
+"""
+
+from typing import TYPE_CHECKING, Any  # Any: chunks of an answer are JSON
+
+import click
+
+from core.commands.invocation import common_options, current
+from core.hosts import serving_url
+
+if TYPE_CHECKING:
+    from core.services import ServiceClient
+
+_PATH = "/v1/chat/completions"
+
+
+@click.command("ask")
+@click.argument("prompt")
+@click.option("--checkpoint", metavar="ID", help="Ask this checkpoint instead of the one serving.")
+@click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True)
+@click.option("--temperature", type=click.FloatRange(0, 2), default=0.0, show_default=True)
+@common_options
+def ask_command(prompt: str, checkpoint: str | None, max_tokens: int, temperature: float) -> None:
+    """Ask the served model; the checkpoint that answered is named on stderr."""
+    from core.services import ServiceClient  # loads requests: not for --help
+
+    workspace = current().workspace()
+    url = serving_url(workspace, current().settings(workspace))
+    body = {
+        "model": checkpoint or "dropforge",
+        "messages": [{"role": "user", "content": prompt}],
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+    }
+    with ServiceClient("inference", url, max_retries=1) as client:
+        if current().as_json:
+            answer = client.post(_PATH, body, repeatable=True).json
+            current().show(answer, lambda: None)
+        else:
+            _stream(client, body)
+
+
+def _stream(client: "ServiceClient", body: dict[str, Any]) -> None:
+    """Print the pieces as they come. A model's words may hold anything: control characters are shown escaped."""
+    checkpoint = None
+    for chunk in client.stream(_PATH, body | {"stream": True}):
+        checkpoint = chunk.get("system_fingerprint") or checkpoint
+        for choice in chunk.get("choices", []):
+            click.echo(_harmless(choice["delta"].get("content") or ""), nl=False)
+    click.echo()
+    click.echo(f"[{checkpoint}]", err=True)
+
+
+def _harmless(text: str) -> str:
+    """Keep line breaks and tabs, escape what could steer a terminal."""
+    return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
