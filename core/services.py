@@ -1,10 +1,14 @@
-"""Calls between processes over HTTP, with retries that do no harm (publisher, daemon, CLI -> inference server, skill servers).
+"""Calls between processes over HTTP, with retries that do no harm (publisher, daemon, CLI -> inference server, skill
+servers).
 
-Errors   ServiceUnavailable (nobody answers, or 502/503/504 to the end), ServiceAuthError (401, 403), ServiceHttpError (any other
+Errors   ServiceUnavailable (nobody answers, or 502/503/504 to the end), ServiceAuthError (401, 403), ServiceHttpError
+         (any other
          status of 400 and above), ServiceDecodeError (an answer that is no JSON object)
 Units    seconds
-Env      <NAME>_TIMEOUT_S, <NAME>_MAX_RETRIES, <NAME>_API_KEY, e.g. INFERENCE_TIMEOUT_S; they beat the defaults given in code
-Effects  GET is retried; POST only when the caller says that twice is as good as once. Back-off doubles from 0.2 s with full jitter
+Env      <NAME>_TIMEOUT_S, <NAME>_MAX_RETRIES, <NAME>_API_KEY, e.g. INFERENCE_TIMEOUT_S; they beat the defaults given in
+         code
+Effects  GET is retried; POST only when the caller says that twice is as good as once. Back-off doubles from 0.2 s with
+         full jitter
 """
 
 import json
@@ -32,7 +36,7 @@ class ServiceError(DropforgeError):
     slug = "service"
 
 
-class ServiceUnavailable(ServiceError):  # noqa: N818 - the name is part of the public contract
+class ServiceUnavailable(ServiceError):
     """Nobody answers there, or only with "try later"."""
 
     code = 3101

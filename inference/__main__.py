@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from core.daemon.pid_manager import PARENT_VARIABLE, die_with_parent
 from core.errors import DropforgeError
@@ -78,5 +79,13 @@ def serve(workspace: Workspace, settings: Settings, stop: threading.Event) -> in
     return 0
 
 
+def _end(code: int) -> NoReturn:
+    """End without tearing the interpreter down: native threads of torch and waitress may abort the process there."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _end(main())

@@ -1,6 +1,8 @@
-"""From a checked request to the events of its answer, and its end in every case (inside the inference server; torch-free).
+"""From a checked request to the events of its answer, and its end in every case (inside the inference server; torch-
+free).
 
-However an answer ends (done, failed, the caller gone, the server going down), its choices leave the scheduler and its model is released
+However an answer ends (done, failed, the caller gone, the server going down), its choices leave the scheduler and its
+model is released
 exactly once.
 """
 
@@ -61,7 +63,8 @@ class Answer:
             raise
 
     def events(self, gone: Callable[[], bool]) -> Iterator[Event | None]:
-        """Pieces and prompt scores as they come; None when a ping is due. Ends after the last choice; always closes the answer.
+        """Pieces and prompt scores as they come; None when a ping is due. Ends after the last choice; always closes the
+        answer.
 
         Raises:
             CallerGoneError: `gone()` became true. GenerationFailedError: the model failed.
@@ -109,7 +112,9 @@ class Answering:
         self._table = table
 
     def generate(self, asked: GenerationRequest, acquire: "Callable[[str], ModelSlot]") -> Answer:
-        """Start a request for text. Raises RequestError (prompt too long, bad token id), NotFoundError, OverloadedError."""
+        """Start a request for text. Raises RequestError (prompt too long, bad token id), NotFoundError,
+        OverloadedError.
+        """
         if asked.n * max(1, len(asked.prompts)) > self._scheduler.max_streams:
             raise RequestError(f"n: at most {self._scheduler.max_streams} choices a request", param="n")
         return self._start(asked.model, acquire, lambda slot: _tickets(asked, slot))
@@ -147,7 +152,7 @@ def _tickets(asked: GenerationRequest, slot: "ModelSlot") -> list[Ticket]:
             stop=asked.stop,
             stream=asked.stream,
             logprobs=asked.logprobs,
-            score_prompt=asked.echo and asked.logprobs is not None or asked.max_tokens == 0,
+            score_prompt=(asked.echo and asked.logprobs is not None) or asked.max_tokens == 0,
             events=events,
             prompt=place,
         )

@@ -1,4 +1,6 @@
-"""The shapes of answers: what clients of the imitated API parse (inside the inference server; torch-free). Log-probabilities in nats."""
+"""The shapes of answers: what clients of the imitated API parse (inside the inference server; torch-free). Log-
+probabilities in nats.
+"""
 
 import json
 import math

@@ -1,11 +1,13 @@
 """The HTTP face of the inference server: routes, keys, error shapes (inference server -> whoever asks).
 
 Reads    requests          Writes  answers; nothing on disk but through Deployer
-Errors   every error is {"error": {"message", "type", "param", "code"}}: 4xx for the caller's mistake, 503 with Retry-After on overload
+Errors   every error is {"error": {"message", "type", "param", "code"}}: 4xx for the caller's mistake, 503 with Retry-
+         After on overload
 Effects  none of its own; torch-free. Prompts and keys are never logged
 """
 
 import logging
+import re
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -34,6 +36,7 @@ logger = logging.getLogger(__name__)
 MAX_BODY_BYTES = 8 << 20
 _PUBLIC = {"/health", "/ready"}
 _NO_MODEL = "none"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 _RETRY_AFTER_S = "2"
 
 
@@ -276,7 +279,7 @@ def _collect(answer: Answer, gone: Callable[[], bool]) -> tuple[dict[int, Piece]
     for event in answer.events(gone):
         if isinstance(event, PromptScores):
             scores[event.prompt] = event
-        elif event is not None:
+        elif isinstance(event, Piece):
             pieces[event.choice] = event
     return pieces, scores
 
@@ -331,8 +334,7 @@ def _unknown_model(name: str) -> RequestError:
 
 
 def _request_id(given: str | None) -> str:
-    fits = given is not None and 0 < len(given) <= 128 and all(c.isalnum() and c.isascii() or c in "-_." for c in given)
-    return given if fits and given is not None else uuid.uuid4().hex
+    return given if given is not None and _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def _error_body(message: str, kind: str, param: str | None, code: str) -> dict[str, object]:

@@ -1,6 +1,8 @@
-"""From tokens to text that may be shown: whole characters only, and never a piece of a stop string (inside the inference server).
+"""From tokens to text that may be shown: whole characters only, and never a piece of a stop string (inside the
+inference server).
 
-A byte-level token can end in the middle of a character; such text waits until the character is whole. Text that could still grow
+A byte-level token can end in the middle of a character; such text waits until the character is whole. Text that could
+still grow
 into a stop string waits too. What was handed out is never taken back.
 """
 
@@ -44,9 +46,7 @@ class TextAssembler:
         if self._read < len(self._ids):
             known = self._codec.decode(self._ids[self._window : self._read])
             shown = self._release(self._codec.decode(self._ids[self._window :])[len(known) :])
-        if self.stopped:
-            return shown
-        rest, self._held = self._held, ""
+        rest, self._held = self._held, ""  # nothing is held once a stop string was met
         self.text += rest
         return shown + rest
 

@@ -1,4 +1,5 @@
-"""Taking a published checkpoint into service, or not: the server's half of a deployment (arrow: publisher -> inference server).
+"""Taking a published checkpoint into service, or not: the server's half of a deployment (arrow: publisher -> inference
+server).
 
 Reads    models_dir/incoming/          Writes  through ModelStore: models_dir/<id>/, current, previous, bad/
 Errors   GateFailedError and its kin (the old model goes on serving), StorageError, ConflictError
@@ -14,8 +15,8 @@ from dataclasses import asdict
 from typing import Any  # reports and listings are JSON objects
 
 from core.errors import AnswerNoError, DropforgeError, GateFailedError, ModelError, NotFoundError, StorageError
-from inference.metrics import ServerMetrics
 from inference.generation import Canary
+from inference.metrics import ServerMetrics
 from inference.model_slot import GateReport, Loader, ModelSlot, pass_gate
 from inference.model_store import DamagedTransferError, ModelStore, RefusedCheckpointError, StoredCheckpoint
 from inference.scheduler import Scheduler
@@ -62,7 +63,7 @@ class Deployer:
             slot = self._load(self._store.read(checkpoint_id), None)
             self._gate(slot, ())
         except DropforgeError as error:
-            logger.error("checkpoint %s cannot serve: %s", checkpoint_id, error)  # noqa: TRY400 - a verdict, no bug
+            logger.error("checkpoint %s cannot serve: %s", checkpoint_id, error)
             return False
         self._table.put(slot)
         if self._store.current() != checkpoint_id:
@@ -140,7 +141,9 @@ class Deployer:
         }
 
     def _refuse(self, checkpoint_id: str, manifest_sha256: str, error: DropforgeError) -> None:
-        """Remember the verdict. What serves or could be rolled back to is never deleted, whatever somebody sends under its id."""
+        """Remember the verdict. What serves or could be rolled back to is never deleted, whatever somebody sends under
+        its id.
+        """
         logger.warning("checkpoint %s is refused: %s", checkpoint_id, error)
         self._table.forget(checkpoint_id)
         if checkpoint_id in (self._store.current(), self._store.previous()):

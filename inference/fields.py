@@ -1,4 +1,6 @@
-"""The table of request fields: name, shape, meaning and how far each is supported (inside the inference server; torch-free)."""
+"""The table of request fields: name, shape, meaning and how far each is supported (inside the inference server; torch-
+free).
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

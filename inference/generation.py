@@ -1,6 +1,7 @@
 """What the scheduler and a model say to each other (inside the inference server; torch-free).
 
-One step of a model: every decoding context gets exactly one token, any number of prompts get a chunk. The fake of the tests
+One step of a model: every decoding context gets exactly one token, any number of prompts get a chunk. The fake of the
+tests
 and the real model of `model_slot.py` both keep this contract, so the scheduler is tested without weights.
 """
 

@@ -1,6 +1,7 @@
 """Who may ask: keys, host names and origins, checked before any route (inside the inference server; torch-free).
 
-Keys come from INFERENCE_API_KEY and INFERENCE_ADMIN_KEY only, are compared as bytes in constant time and are never logged.
+Keys come from INFERENCE_API_KEY and INFERENCE_ADMIN_KEY only, are compared as bytes in constant time and are never
+logged.
 """
 
 import hmac
@@ -61,7 +62,9 @@ def is_loopback(host: str) -> bool:
 
 
 def given_key(authorization: str | None, x_api_key: str | None) -> bytes | None:
-    """The key of a request. WSGI hands header bytes over as Latin-1; two Authorization headers arrive joined and fit nothing."""
+    """The key of a request. WSGI hands header bytes over as Latin-1; two Authorization headers arrive joined and fit
+    nothing.
+    """
     if authorization is not None:
         scheme, _, key = authorization.partition(" ")
         return key.strip().encode("latin-1") if scheme.lower() == "bearer" else None
@@ -69,7 +72,9 @@ def given_key(authorization: str | None, x_api_key: str | None) -> bytes | None:
 
 
 class HostList:
-    """Host headers that are answered: addresses (a rebinding page has a name), this machine's names, and configured ones."""
+    """Host headers that are answered: addresses (a rebinding page has a name), this machine's names, and configured
+    ones.
+    """
 
     def __init__(self, names: Iterable[str]) -> None:
         own = {socket.gethostname(), *_LOOPBACK_NAMES, *names}
@@ -95,7 +100,7 @@ def _host_name(header: str) -> str | None:
     """`name[:port]` or `[v6][:port]` -> the name; None for anything else."""
     if header.startswith("["):
         name, bracket, port = header[1:].partition("]")
-        return name if bracket and (not port or port[1:].isdecimal() and port[0] == ":") else None
+        return name if bracket and (not port or (port[1:].isdecimal() and port[0] == ":")) else None
     name, colon, port = header.partition(":")
     return name if name and (not colon or port.isdecimal()) else None
 

@@ -115,7 +115,8 @@ def _encoder(folder: Path) -> ChatEncoder:
 
 
 def pass_gate(slot: ModelSlot, canaries: Sequence[Canary], fastest_token_s: float) -> Generator[None, None, GateReport]:
-    """Let a fresh slot show that it may serve: a rendered prompt, real tokens, finite numbers, the loss the judge saw, speed.
+    """Let a fresh slot show that it may serve: a rendered prompt, real tokens, finite numbers, the loss the judge saw,
+    speed.
 
     Args:
         fastest_token_s: seconds a token of the serving model on the same base took in its gate; inf when there is none.
@@ -124,9 +125,7 @@ def pass_gate(slot: ModelSlot, canaries: Sequence[Canary], fastest_token_s: floa
         GateFailedError: saying which check failed and by how much.
     """
     text, tokens, token_s = yield from _speak(slot)
-    losses = []
-    for canary in canaries:
-        losses.append((yield from _loss(slot, canary.row)))
+    losses = yield from _losses(slot, canaries)
     if not canaries:
         yield from _plausible(slot)
     loss = sum(losses) / len(losses) if losses else None
@@ -176,6 +175,14 @@ def _speak(slot: ModelSlot) -> Generator[None, None, tuple[str, int, float]]:
     return text, len(produced), sorted(times)[len(times) // 2]
 
 
+def _losses(slot: ModelSlot, canaries: Sequence[Canary]) -> Generator[None, None, list[float]]:
+    losses = []
+    for canary in canaries:
+        loss = yield from _loss(slot, canary.row)
+        losses.append(loss)
+    return losses
+
+
 def _loss(slot: ModelSlot, row: Mapping[str, Any]) -> Generator[None, None, float]:
     """Mean loss over the trained tokens of a row, as the trainer counts it."""
     encoded = slot.encoder.encode_row(row)
@@ -193,10 +200,9 @@ def _plausible(slot: ModelSlot) -> Generator[None, None, None]:
     ids = slot.encoder.encode_row(row).ids.tolist()
     scores = yield from _scores(slot, ids)
     loss = sum(-s.logprob for s in scores if s is not None) / max(1, len(ids) - 1)
-    if not loss <= math.log(slot.model.vocabulary) + _ABOVE_UNIFORM_NATS:
-        raise GateFailedError(
-            f"loss {loss:.1f} on a greeting; knowing nothing gives {math.log(slot.model.vocabulary):.1f}: garbage weights"
-        )
+    uniform = math.log(slot.model.vocabulary)
+    if not loss <= uniform + _ABOVE_UNIFORM_NATS:  # also true for NaN
+        raise GateFailedError(f"loss {loss:.1f} on a greeting; knowing nothing gives {uniform:.1f}: garbage weights")
 
 
 def _scores(slot: ModelSlot, ids: Sequence[int]) -> Generator[None, None, list[TokenScore | None]]:

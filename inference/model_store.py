@@ -1,8 +1,10 @@
 """The folder of published checkpoints on the serving host (arrow: publisher -> inference server).
 
-Reads    models_dir/incoming/<id>/ as the publisher left it     Writes  models_dir/<id>/, base/<sha256>/, bad/<id>.json, by rename
+Reads    models_dir/incoming/<id>/ as the publisher left it     Writes  models_dir/<id>/, base/<sha256>/, bad/<id>.json,
+         by rename
 Format   `current` and `previous` are relative links to <id>    Units   sizes in bytes
-Errors   RefusedCheckpointError (the checkpoint itself is unfit: never retried), DamagedTransferError (send it again), StorageError
+Errors   RefusedCheckpointError (the checkpoint itself is unfit: never retried), DamagedTransferError (send it again),
+         StorageError
 Effects  fsyncs what it renames; deletes only below models_dir; torch-free
 """
 
@@ -136,7 +138,8 @@ class ModelStore:
         """Verify what the publisher sent (or what is stored already) and move it to `<id>/`.
 
         Raises:
-            RefusedCheckpointError: unfit whatever the transfer did. DamagedTransferError: bytes differ; incoming is removed.
+            RefusedCheckpointError: unfit whatever the transfer did. DamagedTransferError: bytes differ; incoming is
+            removed.
             StorageError: nothing was sent, or the disk refuses.
         """
         final, sent = self.folder / checkpoint_id, self.incoming(checkpoint_id)
@@ -155,7 +158,9 @@ class ModelStore:
         return StoredCheckpoint(final, stored.manifest)
 
     def take_in_base(self, base_sha256: str, manifest_sha256: str | None) -> StoredCheckpoint:
-        """Find the base of an adapter in `base/<sha256>`, moving it there from incoming when it was just sent. Raises as take_in."""
+        """Find the base of an adapter in `base/<sha256>`, moving it there from incoming when it was just sent. Raises
+        as take_in.
+        """
         final, sent = self.folder / "base" / base_sha256, self.incoming(f"base-{base_sha256}")
         if final.is_dir() and not os.path.lexists(sent):
             return self.read_base(base_sha256)
@@ -299,7 +304,9 @@ class ModelStore:
     # -- bad marks and room -----------------------------------------------------------------------------------------
 
     def mark_bad(self, checkpoint_id: str, manifest_sha256: str, reason: str) -> None:
-        """Remember that this candidate failed its gate, so that it is not tried again. Side effects: its folder is deleted."""
+        """Remember that this candidate failed its gate, so that it is not tried again. Side effects: its folder is
+        deleted.
+        """
         doc = {"id": checkpoint_id, "manifest_sha256": manifest_sha256, "reason": reason, "at": iso_now()}
         write_json(self.folder / "bad" / f"{checkpoint_id}.json", doc)
         for folder in (self.incoming(checkpoint_id), self.folder / checkpoint_id):
@@ -334,7 +341,7 @@ class ModelStore:
             raise storage_error(error, folder) from error
 
     def make_room(self, keep: int, in_use: set[str]) -> list[str]:
-        """Delete the oldest checkpoints and bases that nothing needs, keeping `keep` folders. Returns the ids deleted."""
+        """Delete the oldest checkpoints and bases that nothing needs, keeping `keep`. Returns the ids deleted."""
         needed = in_use | {i for i in (self.current(), self.previous()) if i is not None}
         spare = [i for i in self.stored_ids() if i not in needed]
         room = max(0, keep - len(needed))

@@ -1,4 +1,6 @@
-"""The OpenAPI document of the inference server, made from the table of fields (inside the inference server; torch-free)."""
+"""The OpenAPI document of the inference server, made from the table of fields (inside the inference server; torch-
+free).
+"""
 
 from typing import Any  # an OpenAPI document is JSON
 
@@ -22,9 +24,16 @@ _ERROR = {
     "required": ["error"],
 }
 _ANSWERS = {
-    "400": "a field is wrong", "401": "no valid key", "403": "Host or Origin not allowed", "404": "unknown model or route",
-    "405": "wrong method", "413": "the body is too large", "429": "too many wrong keys", "500": "the server failed", "503": "overloaded or no model",
-}  # fmt: skip
+    "400": "a field is wrong",
+    "401": "no valid key",
+    "403": "Host or Origin not allowed",
+    "404": "unknown model or route",
+    "405": "wrong method",
+    "413": "the body is too large",
+    "429": "too many wrong keys",
+    "500": "the server failed",
+    "503": "overloaded, or no model serves",
+}
 
 
 def _operation(
@@ -61,13 +70,17 @@ def document() -> dict[str, Any]:
     ready["responses"]["503"]["content"]["application/json"]["schema"] = {"type": "object"}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Dropforge inference", "version": "1", "description": "Every answer names its checkpoint in X-Dropforge-Checkpoint."},
+        "info": {
+            "title": "Dropforge inference",
+            "version": "1",
+            "description": "Every answer names its checkpoint in X-Dropforge-Checkpoint.",
+        },
         "components": {"securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}},
         "security": [{"bearer": []}, {}],
         "paths": {
             "/v1/chat/completions": {"post": _operation("answer a chat", body=body_schema("chat"), stream=True)},
             "/v1/completions": {"post": _operation("continue a text", body=body_schema("completions"), stream=True)},
-            "/v1/score": {"post": _operation("loss, perplexity and per-token surprisal of a text", body=body_schema("score"))},
+            "/v1/score": {"post": _operation("loss and per-token surprisal of a text", body=body_schema("score"))},
             "/v1/models": {"get": _operation("names that `model` may have")},
             "/v1/models/{name}": {"get": _operation("one of them", path="name")},
             "/v1/checkpoints": {"get": _operation("what serves, what is loaded, what was refused and why")},
@@ -76,7 +89,11 @@ def document() -> dict[str, Any]:
             "/metrics": {"get": _plain("Prometheus metrics", "text/plain", {"type": "string"})},
             "/slots": {"get": _operation("streams under way, without their texts")},
             "/openapi.json": {"get": _operation("this document")},
-            "/admin/reload": {"post": _operation("verify, load, gate and serve a published checkpoint", body=RELOAD_SCHEMA, admin=True)},
+            "/admin/reload": {
+                "post": _operation(
+                    "verify, load, gate and serve a published checkpoint", body=RELOAD_SCHEMA, admin=True
+                )
+            },
             "/admin/rollback": {"post": _operation("serve the previous checkpoint again", admin=True)},
         },
-    }  # fmt: skip
+    }

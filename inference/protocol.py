@@ -1,6 +1,8 @@
-"""What a caller may ask: the fields of each endpoint, checked before anything is computed (inside the inference server; torch-free).
+"""What a caller may ask: the fields of each endpoint, checked before anything is computed (inside the inference server;
+torch-free).
 
-One table of fields makes the validator, the OpenAPI document and the README's table, so they cannot disagree. A field that would change
+One table of fields makes the validator, the OpenAPI document and the README's table, so they cannot disagree. A field
+that would change
 the answer and is not supported is refused by name unless it has its neutral value.
 """
 

@@ -1,8 +1,10 @@
-"""`python -m inference.publish ID | --rollback`: bring a checkpoint to the serving host and into service (checkpoints -> inference server).
+"""`python -m inference.publish ID | --rollback`: bring a checkpoint to the serving host and into service (checkpoints
+-> inference server).
 
 Reads    checkpoints/<run>/, evaluations/<id>/samples.jsonl, config/hosts.json
 Writes   incoming/ on the serving host by rsync; checkpoints/<run>/evaluations/<id>/deploy.json
-Errors   exit 0 served and verified by a real answer · 5 the gate refused it · 4 storage · 3 never · 2 configuration · 1 anything else
+Errors   exit 0 served and verified by a real answer · 5 the gate refused it · 4 storage · 3 never · 2 configuration · 1
+         anything else
 Effects  sends, then asks the server to verify, load, gate and swap: the server alone decides
 """
 
@@ -211,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         publisher = Publisher(workspace, settings)
         doc = publisher.rollback() if options.rollback else publisher.publish(options.id)
     except DropforgeError as error:
-        logger.error("%s", error)  # noqa: TRY400 - a verdict, no bug
+        logger.error("%s", error)
         return 1 if isinstance(error, ServiceUnavailable) else error.exit_code
     logger.info("serving %s (before: %s)", doc["id"], doc.get("previous"))
     return 0

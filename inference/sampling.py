@@ -1,6 +1,8 @@
-"""From a row of logits to a token, with a generator of its own for each choice (inside the inference server; torch-free).
+"""From a row of logits to a token, with a generator of its own for each choice (inside the inference server; torch-
+free).
 
-Order of operations as in the API we imitate: logit_bias, penalties, temperature, top_k, top_p. Log-probabilities are those of the model's
+Order of operations as in the API we imitate: logit_bias, penalties, temperature, top_k, top_p. Log-probabilities are
+those of the model's
 own distribution, before any of these. Temperature 0 is arg max, ties to the smallest id.
 """
 

@@ -1,7 +1,10 @@
-"""The generation thread: continuous batching over every model that has requests (inside the inference server; torch-free).
+"""The generation thread: continuous batching over every model that has requests (inside the inference server; torch-
+free).
 
-Requests join and leave between two steps. A step holds one token of every decoding choice plus a chunk of the prompts that wait to be
-read; the chunk is kept small while others decode, so a long prompt does not freeze them. Work on models (loading, packing, the gate) runs
+Requests join and leave between two steps. A step holds one token of every decoding choice plus a chunk of the prompts
+that wait to be
+read; the chunk is kept small while others decode, so a long prompt does not freeze them. Work on models (loading,
+packing, the gate) runs
 here too, one slice between two steps, because a second thread with torch in it slows both (docs/log.md, Serving).
 
 Errors   OverloadedError when the waiting room is full; a model that raises fails its own requests only
@@ -61,7 +64,9 @@ class Scheduler:
     """Owns the order of work. `tick` does one round; `run` is the thread's loop."""
 
     def __init__(self, *, max_streams: int, max_waiting: int, metrics: ServerMetrics, step_tokens: int = 512) -> None:
-        """Args: max_streams: choices generated at once; max_waiting: requests that may wait; step_tokens: largest prompt chunk."""
+        """Args: max_streams: choices generated at once; max_waiting: requests that may wait; step_tokens: largest
+        prompt chunk.
+        """
         self.max_streams = max_streams
         self._max_waiting = max_waiting
         self._step_tokens = step_tokens
@@ -130,7 +135,7 @@ class Scheduler:
         ]
 
     def stop(self, grace_s: float) -> bool:
-        """Take nothing new, finish what is under way for up to `grace_s` seconds. Returns True when all was finished."""
+        """Take nothing new, finish what is under way within `grace_s` seconds. Returns True when all was finished."""
         with self._wake:
             self._stopping = True
             self._wake.notify()

@@ -1,4 +1,5 @@
-"""waitress with an end: threads enough for every stream, and a SIGTERM that lets answers finish (inside the inference server).
+"""waitress with an end: threads enough for every stream, and a SIGTERM that lets answers finish (inside the inference
+server).
 
 Errors   ConfigError naming inference.port when the port is taken
 Units    seconds

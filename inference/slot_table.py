@@ -1,7 +1,9 @@
 """Which checkpoints are in memory, which one serves, who uses them (inside the inference server; torch-free).
 
-A look-up and its use-count are one step under one lock, so a request keeps the model it began with however often the serving one
-changes meanwhile. Loaded slots beyond `max_loaded` that nobody uses are dropped, least recently used first; serving and previous stay longest.
+A look-up and its use-count are one step under one lock, so a request keeps the model it began with however often the
+serving one
+changes meanwhile. Loaded slots beyond `max_loaded` that nobody uses are dropped, least recently used first; serving and
+previous stay longest.
 """
 
 import threading
@@ -58,7 +60,8 @@ class SlotTable:
         """The slot that `name` (an id or the alias) means now, kept in memory for the length of the block.
 
         Raises:
-            OverloadedError: the alias is asked for and nothing serves yet. ModelNotLoadedError: the id is not in memory.
+            OverloadedError: the alias is asked for and nothing serves yet. ModelNotLoadedError: the id is not in
+            memory.
         """
         slot = self.acquire(name)
         try:

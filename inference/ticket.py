@@ -1,6 +1,7 @@
 """One request on its way through the scheduler: its choices, and the pieces of answer that come back (torch-free).
 
-The handler's thread makes a ticket and reads `events`; the generation thread alone touches the choices. `cancel` may come from any thread.
+The handler's thread makes a ticket and reads `events`; the generation thread alone touches the choices. `cancel` may
+come from any thread.
 """
 
 import queue
@@ -33,7 +34,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class PromptScores:
-    """One entry per prompt token; the first is None, nothing comes before it. `prompt` counts the prompts of a request."""
+    """One entry per prompt token, None for the first. `prompt` counts the prompts of a request."""
 
     prompt: int
     scores: tuple[TokenScore | None, ...]

@@ -1,10 +1,14 @@
-"""rsync from the checkpoint's folder into the server's `incoming/`, locally or over ssh (arrow: publisher -> inference server).
+"""rsync from the checkpoint's folder into the server's `incoming/`, locally or over ssh (arrow: publisher -> inference
+server).
 
 Reads    checkpoints/<run>/checkpoint-<step>/     Writes  models_dir/incoming/<id>/ on the serving host
-Errors   MissingToolError (no rsync or ssh), StorageError (exit 4: disk full, no such folder), TransferError (connection; retryable)
+Errors   MissingToolError (no rsync or ssh), StorageError (exit 4: disk full, no such folder), TransferError
+         (connection; retryable)
 Units    seconds
-Effects  argv lists only, everything foreign after `--`; host keys are checked, never accepted blindly. Only the files of the manifest
-         travel; equal content already on the server is hard-linked (by checksum: checkpoints of one model share sizes and often times)
+Effects  argv lists only, everything foreign after `--`; host keys are checked, never accepted blindly. Only the files
+         of the manifest
+         travel; equal content already on the server is hard-linked (by checksum: checkpoints of one model share sizes
+         and often times)
 """
 
 import shutil
@@ -141,12 +145,7 @@ def _failure(code: int, said: str, where: str) -> Exception:
         )
     if "Permission denied (" in said:
         return ConfigError("ssh refuses our key", where=where, fix="put the public key into authorized_keys there")
-    if (
-        "No space left" in said
-        or "Disk quota exceeded" in said
-        or code in _STORAGE_CODES
-        and code not in _CONNECTION_CODES
-    ):
+    if "No space left" in said or "Disk quota exceeded" in said or code in _STORAGE_CODES:
         return StorageError(first, where=where, fix="free space or mend the folder on the serving host")
     if "command not found" in said or code == 127:
         return MissingToolError("rsync is not installed on the serving host", where=where, fix=_INSTALL)

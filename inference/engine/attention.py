@@ -1,7 +1,9 @@
 """Attention of one packed step: every decoding context one token, every prompt its chunk (inside the inference server).
 
-Registered with transformers as an attention function, so every architecture that uses that interface works unchanged: the model sees one
-long row of T tokens with their positions, and each token attends within its own context only. Shapes: T tokens, Q query heads, H key-value
+Registered with transformers as an attention function, so every architecture that uses that interface works unchanged:
+the model sees one
+long row of T tokens with their positions, and each token attends within its own context only. Shapes: T tokens, Q query
+heads, H key-value
 heads, G = Q / H, D head size, B contexts of a shelf, L positions.
 """
 
@@ -99,7 +101,7 @@ def _read(
     keys = part.block.keys[layer][:, : held + part.count]
     values = part.block.values[layer][:, : held + part.count]
     groups = query_QTD.shape[0] // keys.shape[0]
-    query_HGND = query_QTD[:, part.start : end].unflatten(0, (keys.shape[0], groups))
+    query_HGND = query_QTD[:, part.start : end].reshape(keys.shape[0], groups, part.count, -1)
     scores = torch.matmul(query_HGND, keys.unsqueeze(1).transpose(2, 3)) * scaling
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)

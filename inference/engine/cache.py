@@ -1,8 +1,11 @@
 """Key-value memory of many contexts at once (inside the inference server).
 
-Shapes: B contexts, H key-value heads, L positions, D head size. A context that reads its prompt owns a private block [1, H, L, D].
-When it decodes it lives in a shelf: all contexts of about one length side by side in [B, H, L, D], kept compact, so that one batched
-attention call serves them all. A context that outgrows its shelf moves to the next, twice as long. Lengths are in tokens.
+Shapes: B contexts, H key-value heads, L positions, D head size. A context that reads its prompt owns a private block
+[1, H, L, D].
+When it decodes it lives in a shelf: all contexts of about one length side by side in [B, H, L, D], kept compact, so
+that one batched
+attention call serves them all. A context that outgrows its shelf moves to the next, twice as long. Lengths are in
+tokens.
 """
 
 from dataclasses import dataclass, field
@@ -19,7 +22,7 @@ def shelf_length(tokens: int) -> int:
 
 @dataclass(slots=True)
 class Block:
-    """Keys and values of a context that reads its prompt, per layer [H, L, D]; made by the first write of each layer."""
+    """Keys and values of a context that reads its prompt, per layer [H, L, D]; made by each layer's first write."""
 
     room: int
     length: int = 0
@@ -86,7 +89,9 @@ class Shelf:
 
 
 def _with_room(tensor: torch.Tensor | None, rows: int, like: torch.Tensor, length: int) -> torch.Tensor:
-    """Keep the tensor when it has the rows, else a copy with twice as many. Unwritten room is zero: masked, but must be finite."""
+    """Keep the tensor when it has the rows, else a copy with twice as many. Unwritten room is zero: masked, but must be
+    finite.
+    """
     if tensor is not None and tensor.shape[0] >= rows:
         return tensor
     grown = like.new_zeros((max(4, 2 * (rows - 1)), like.shape[0], length, like.shape[2]))

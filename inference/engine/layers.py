@@ -1,7 +1,10 @@
-"""Layers for serving: linears whose weights oneDNN packed once, with an optional LoRA beside them (inside the inference server).
+"""Layers for serving: linears whose weights oneDNN packed once, with an optional LoRA beside them (inside the inference
+server).
 
-Packing pays 1.3-4 x for 1-64 rows on a CPU without matrix units, and a row's result does not depend on how many rows are computed with it
-(two rows or more), which plain F.linear does not promise below four rows: the reason why the same request gives the same text alone and in
+Packing pays 1.3-4 x for 1-64 rows on a CPU without matrix units, and a row's result does not depend on how many rows
+are computed with it
+(two rows or more), which plain F.linear does not promise below four rows: the reason why the same request gives the
+same text alone and in
 a full batch. Measured in docs/log.md, Serving.
 """
 
@@ -23,7 +26,9 @@ class LowRank:
 
 
 class PackedLinear(nn.Module):
-    """y = x W^T + bias (+ LoRA). `weight_OI` may be shared between models; it is packed on CPUs in float32, else kept as it is."""
+    """y = x W^T + bias (+ LoRA). `weight_OI` may be shared between models; it is packed on CPUs in float32, else kept
+    as it is.
+    """
 
     def __init__(
         self, packed: torch.Tensor, bias_O: torch.Tensor | None, is_packed: bool, lora: LowRank | None
@@ -68,6 +73,7 @@ def _padded(flat: torch.Tensor) -> torch.Tensor:
 
 def pack(weight_OI: torch.Tensor) -> tuple[torch.Tensor, bool]:
     """Pack a weight for oneDNN when that helps. Returns (weight as PackedLinear wants it, whether it is packed)."""
-    if weight_OI.device.type != "cpu" or weight_OI.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+    if weight_OI.device.type != "cpu" or weight_OI.dtype != torch.float32 or not has_onednn:
         return weight_OI, False
     return torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), 32), True

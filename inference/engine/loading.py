@@ -24,7 +24,8 @@ from inference.engine.layers import LowRank, PackedLinear, pack
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 _SLICE_LAYERS = 8  # linears packed between two steps of the streams that run meanwhile
-# Variants of LoRA whose arithmetic is not the plain pair; serving one as a plain pair would give wrong answers silently.
+# Variants of LoRA whose arithmetic is not the plain pair; serving one as a plain pair would give wrong answers
+# silently.
 _REFUSED_ADAPTER_FIELDS = (
     "use_dora",
     "modules_to_save",
@@ -42,10 +43,11 @@ def load_base(folder: Path, device: torch.device) -> Generator[None, None, PreTr
         ModelError: transformers cannot build it, a weight is missing or left over.
     """
     register()
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it unannotated
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
+        # Any: with output_loading_info it returns a pair, which its annotation does not know
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             attn_implementation=NAME,
@@ -56,13 +58,15 @@ def load_base(folder: Path, device: torch.device) -> Generator[None, None, PreTr
         )
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
         raise ModelError(f"transformers cannot load it: {_one_line(error)}", where=str(folder)) from error
-    model, report = loaded
+    model: PreTrainedModel = loaded[0]
+    report: dict[str, Any] = loaded[1]
     problems = [
         f"{kind}: {sorted(report[kind])[:3]}" for kind in ("missing_keys", "mismatched_keys") if report.get(kind)
     ]
     if problems:
         raise ModelError(f"the weights do not fit the model ({'; '.join(problems)})", where=str(folder))
-    model = model.to(device).eval().requires_grad_(False)
+    model.to(device)  # type: ignore[arg-type]  # transformers wraps torch's method and loses its signature
+    model.train(False).requires_grad_(False)
     yield
     yield from _pack_linears(model)
     return model
@@ -117,7 +121,7 @@ def _adapter_pairs(path: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Module name -> (A [r, in], B [out, r])."""
     found: dict[str, dict[str, torch.Tensor]] = {}
     with safe_open(path, framework="pt") as weights:
-        for key in weights.keys():  # noqa: SIM118 - a safetensors handle is no mapping
+        for key in weights.keys():
             module, _, kind = key.removesuffix(".weight").rpartition(".")
             found.setdefault(module.removeprefix("base_model.model."), {})[kind] = weights.get_tensor(key)
     odd = [name for name, pair in found.items() if set(pair) != {"lora_A", "lora_B"}]

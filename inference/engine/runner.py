@@ -1,6 +1,8 @@
-"""One packed forward pass: decode tokens of all contexts and prompt chunks in the same matrix products (inside the inference server).
+"""One packed forward pass: decode tokens of all contexts and prompt chunks in the same matrix products (inside the
+inference server).
 
-The only thread that may call this is the generation thread: a second thread in torch opens a second OpenMP team and slows both.
+The only thread that may call this is the generation thread: a second thread in torch opens a second OpenMP team and
+slows both.
 Units: lengths in tokens, log-probabilities in nats.
 """
 
@@ -81,8 +83,8 @@ class Runner:
         ids, places, plan, order = self._plan(decode, chunks)
         rows, wants = _rows_wanted(len(order), plan, chunks)
         logits_RV = self._forward(ids, places, plan, rows)
-        for part in plan.shelves:
-            part.shelf.lengths = [length + 1 for length in part.shelf.lengths]
+        for shelf_part in plan.shelves:
+            shelf_part.shelf.lengths = [length + 1 for length in shelf_part.shelf.lengths]
         result = StepResult()
         decoded = logits_RV[: len(order)].numpy(force=True)
         result.logits = {context: decoded[row] for row, context in enumerate(order)}
