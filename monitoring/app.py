@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 
 from flask import Flask, Request, Response, request
-from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from werkzeug.exceptions import HTTPException
 
@@ -50,6 +50,8 @@ class Monitor:
         self._answers = Counter(
             "dropforge_monitor_answers", "Answers of the monitor by HTTP status", ["status"], registry=self._registry
         )
+        open_streams = Gauge("dropforge_monitor_open_streams", "Event streams now open", registry=self._registry)
+        open_streams.set_function(lambda: streams.count)
         self._registry.register(FactsCollector(aggregator))
 
     def check(self) -> None:

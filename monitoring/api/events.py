@@ -125,8 +125,15 @@ class Streams:
     def __init__(self, workspace: Workspace, run: str, most: int = MAX_STREAMS) -> None:
         self._workspace = workspace
         self._run = run
-        self._free = threading.BoundedSemaphore(most)
+        self._most = most
+        self._open = 0
+        self._lock = threading.Lock()
         self._ending = threading.Event()
+
+    @property
+    def count(self) -> int:
+        """How many streams are open."""
+        return self._open
 
     def end(self) -> None:
         """End every stream soon: the server stops."""
@@ -134,11 +141,18 @@ class Streams:
 
     def open(self, last_event_id: str | None, client_left: Callable[[], bool]) -> "Stream":
         """Start a stream; close it to free its place. Raises OverloadedError."""
-        if not self._free.acquire(blocking=False):
-            raise OverloadedError("too many event streams are open", fix="poll the other addresses, they carry ETags")
+        with self._lock:
+            if self._open >= self._most:
+                fix = "poll the other addresses, they carry ETags"
+                raise OverloadedError(f"{self._most} event streams are open, that is the most", fix=fix)
+            self._open += 1
         log = EventLog(self._workspace.status_file("events.jsonl"), last_event_id)
         changes = Changes(self._workspace, self._run)
-        return Stream(_pieces(log, changes, client_left, self._ending), self._free.release)
+        return Stream(_pieces(log, changes, client_left, self._ending), self._free)
+
+    def _free(self) -> None:
+        with self._lock:
+            self._open -= 1
 
 
 class Stream:

@@ -1,6 +1,6 @@
 // The loss curve from the ledger: a uPlot chart when it is installed, a table always.
 import { $, emptyNote, h, keyed, setText, visible } from "./dom.js";
-import { number } from "./format.js";
+import { loss, number } from "./format.js";
 
 const MAX_POINTS = 600;
 const TABLE_ROWS = 14;
@@ -29,10 +29,10 @@ export function addPoints(news) {
 function draw() {
   const last = points.at(-1);
   const lowest = points.reduce((best, point) => (best === null || point.loss_min < best.loss_min ? point : best), null);
-  setText($("curve-note"), last ? `run ${run} · ${number(points[0].loss)} → ${number(last.loss)} · lowest ${number(lowest.loss_min)} at step ${number(lowest.step)}` : "");
+  setText($("curve-note"), last ? `run ${run} · ${loss(points[0].loss)} → ${loss(last.loss)} · lowest ${loss(lowest.loss_min)} at step ${number(lowest.step)}` : "");
   keyed($("curve-rows"), points.slice(-TABLE_ROWS).reverse(), (point) => String(point.step), (point) =>
-    h("tr", {}, h("th", { scope: "row", text: number(point.step) }), h("td", { text: number(point.loss) }),
-      h("td", { class: "dim", text: point.loss_min === point.loss_max ? "" : `${number(point.loss_min)} – ${number(point.loss_max)}` })));
+    h("tr", {}, h("th", { scope: "row", text: number(point.step) }), h("td", { text: loss(point.loss) }),
+      h("td", { class: "dim", text: point.loss_min === point.loss_max ? "" : `${loss(point.loss_min)} – ${loss(point.loss_max)}` })));
   drawChart();
 }
 
@@ -77,7 +77,7 @@ function options() {
 
 function readout(chart) {
   const point = points[chart.cursor.idx];
-  if (point) $("chart").title = visible(`step ${number(point.step)}, loss ${number(point.loss)}, learning rate ${number(point.learning_rate)}`);
+  if (point) $("chart").title = visible(`step ${number(point.step)}, loss ${loss(point.loss)}, learning rate ${number(point.learning_rate)}`);
 }
 
 addEventListener("themechange", () => plot?.redraw());

@@ -11,6 +11,12 @@ export function number(value, digits = 4) {
   return value.toLocaleString("en-US", { maximumSignificantDigits: digits });
 }
 
+/** A loss: always four significant digits, so that a column of them stands still. */
+export function loss(value) {
+  if (typeof value !== "number" || !Number.isFinite(value)) return NONE;
+  return Math.abs(value) >= 1e-3 && Math.abs(value) < 1e4 ? value.toPrecision(4) : number(value);
+}
+
 /** A p-value: never a bare zero. */
 export function pValue(value) {
   if (typeof value !== "number") return NONE;

@@ -1,6 +1,6 @@
 // What runs at this moment: the daemon's state and reason, the job, its progress. Old news is called old.
 import { $, facts, setText } from "./dom.js";
-import { duration, number } from "./format.js";
+import { duration, loss, number } from "./format.js";
 
 /** One word for the daemon: what it says, or why that cannot be believed any more. */
 export function daemonWord(daemon, health) {
@@ -36,7 +36,7 @@ function drawJob(training, health, runs, old) {
   facts($("now-facts"), [
     ["step", known ? `${number(step)} of ${number(total)}` : "–"],
     ["time left", known && !old ? duration(training.eta_s) : "–"],
-    ["loss", runs ? number(training?.loss) : "–"],
+    ["loss", runs ? loss(training?.loss) : "–"],
     ["tokens / s", runs && !old ? number(training?.tokens_per_sec && Math.round(training.tokens_per_sec)) : "–"],
     ["epoch", runs ? number(training?.epoch, 3) : "–"],
     ["learning rate", runs ? number(training?.learning_rate) : "–"],

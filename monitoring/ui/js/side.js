@@ -1,6 +1,6 @@
 // The narrow column: what is served, the lanes, what is left alone, checkpoints, generators, the machine, the journal.
 import { $, command, emptyNote, facts, h, keyed, setText } from "./dom.js";
-import { ago, bytes, clock, number, plural } from "./format.js";
+import { ago, bytes, clock, loss as lossText, number, plural } from "./format.js";
 import { once } from "./feed.js";
 import { checkpointLink, fileRow, jobLink } from "./detail.js";
 
@@ -50,7 +50,7 @@ export function commits({ checkpoints, total }, _facts, serverNow) {
   const rows = [...checkpoints].reverse().slice(0, 8).map(({ id, created_at: made, train_loss: loss, jobs }) => ({ id, when: ago(made, serverNow), loss, jobs: jobs.length }));
   if (total > rows.length) rows.push({ id: null, when: `${number(total)} in all`, jobs: 0 });
   keyed($("commit-rows"), rows, (row) => row.id ?? "more", ({ id, when, loss, jobs }) =>
-    h("li", {}, id ? checkpointLink(id) : h("span"), h("span", { class: "dim num", text: [jobs ? `loss ${number(loss)}` : id ? "the base" : "", when].filter(Boolean).join(" · ") })));
+    h("li", {}, id ? checkpointLink(id) : h("span"), h("span", { class: "dim num", text: [jobs ? `loss ${lossText(loss)}` : id ? "the base" : "", when].filter(Boolean).join(" · ") })));
 }
 
 /** Draw /api/lineage: how each generator fares, the worst first. */
