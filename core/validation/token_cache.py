@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from core.atomic import read_json, write_json
 from core.chat_templates import Encoded
-from core.errors import DataError
+from core.errors import DataError, JsonError, StorageError
 
 VERSION = 1
 HASH_DTYPE = np.dtype("S16")
@@ -69,7 +69,7 @@ class TokenCache:
             if head.get("version") != VERSION:
                 raise DataError(f"token cache of version {head.get('version')}", where=str(folder))
             return cls(folder, head)
-        except (OSError, ValueError, LookupError) as error:
+        except (OSError, ValueError, LookupError, StorageError, JsonError) as error:
             raise DataError(f"the token cache cannot be read: {error}", where=str(folder)) from error
 
     def __len__(self) -> int:
