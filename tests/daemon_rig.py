@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -43,9 +44,9 @@ def fake_gate(folder: Path, root: Path, job_id: str, lane: str, settings: Settin
         level="quick",
     )
     sidecar = data.with_name(data.name + SIDECAR_SUFFIX)
-    if sidecar.exists():
+    if os.path.exists(sidecar):
         lane = json.loads(sidecar.read_bytes()).get("priority", lane)
-    if b"nospec" in content and not sidecar.exists():
+    if b"nospec" in content and not os.path.exists(sidecar):
         verdict |= {"state": "rejected", "code": "spec_unknown", "message": "no spec fits"}
     elif b"bad" in content or not content:
         verdict |= {"state": "rejected", "code": "bad_json", "message": "not JSON", "line": 1}

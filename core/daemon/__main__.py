@@ -17,7 +17,7 @@ from core.daemon.claims import ClaimDesk
 from core.daemon.config_watch import ConfigWatch
 from core.daemon.context import Context
 from core.daemon.control_files import Control
-from core.daemon.deployment import DeploymentPoller, DeploymentView, server_url
+from core.daemon.deployment import DeploymentPoller, DeploymentView
 from core.daemon.disk_guard import DiskGuard
 from core.daemon.events import EventLog
 from core.daemon.file_watcher import FileWatcher
@@ -32,6 +32,7 @@ from core.daemon.loop import Daemon, Parts, name_unbuilt, run
 from core.daemon.orders import OrderBook
 from core.daemon.outcomes import Outcomes, finish_moves
 from core.daemon.pid_manager import InstanceLock, die_with_parent
+from core.daemon.progress_events import ProgressEvents
 from core.daemon.request_actions import RequestActions
 from core.daemon.signals import Signals
 from core.daemon.snapshot_service import SnapshotService
@@ -41,6 +42,7 @@ from core.daemon.training_view import TrainingView
 from core.daemon.wakeup import Wakeup
 from core.errors import DropforgeError
 from core.formats import SUFFIXES
+from core.hosts import serving_url
 from core.job_queue import JobQueue
 from core.logs import setup_logging
 from core.paths import Workspace, find_root
@@ -112,7 +114,7 @@ def build(
     """Every object of the daemon, made once and joined by hand."""
     workspace, wake = context.workspace, context.wakeup.set
     worker = BackgroundWorker(wake)
-    poller = DeploymentPoller(server_url(context.settings), wake)
+    poller = DeploymentPoller(serving_url(workspace, context.settings), wake)
     training = TrainingView(workspace)
     orders = OrderBook(workspace, training)
     view = CatalogueView(workspace, context.run)
@@ -145,6 +147,7 @@ def build(
         snapshots=SnapshotService(context, view, deployment, judging.wanted),
         disk=DiskGuard(context, orders),
         ledger=LedgerFeed(context),
+        progress=ProgressEvents(context, view),
         heartbeat=Heartbeat(context),
     )
     return parts, worker, poller

@@ -73,7 +73,7 @@ class Claim:
 
 def has_producer_part(sidecar: Path) -> bool:
     """True when a sidecar says anything beside what the gates have added to it (or is damaged: then it was dropped)."""
-    if not sidecar.exists():
+    if not os.path.exists(sidecar):  # Path.exists raises for a name too long to have a sidecar
         return False
     doc = read_status(sidecar)
     return doc is None or bool(doc.keys() - _ADDED_BY_GATES)
@@ -132,7 +132,7 @@ class ClaimDesk:
         places = [dropped_as.parent] if dropped_as is not None else self._drop_folders()
         for folder in places:
             source = folder / claim.sidecar.name
-            if source.is_file() and not source.is_symlink() and not has_producer_part(claim.sidecar):
+            if os.path.isfile(source) and not source.is_symlink() and not has_producer_part(claim.sidecar):
                 claim.sidecar.unlink(missing_ok=True)
                 rename_durable(source, claim.sidecar)
                 return True

@@ -15,19 +15,11 @@ import requests
 
 from core.daemon.context import Context
 from core.errors import StorageError
-from core.settings import Settings
 from core.status import iso_now, read_status, write_status
 
 _EVERY_S = 2.0
 _TIMEOUT_S = (1.0, 3.0)
 Fetch = Callable[[str], dict[str, Any]]
-
-
-def server_url(settings: Settings) -> str:
-    """The address of the inference server, as this host reaches it."""
-    host = settings.inference.host
-    reach = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104  # read, not bound
-    return f"http://{reach}:{settings.inference.port}"
 
 
 def fetch(url: str) -> dict[str, Any]:

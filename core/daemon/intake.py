@@ -81,9 +81,9 @@ class Intake:
             self._answers += self._gating.collect(now, self._context.settings)
             self._place(now)
             self._look_at_claims(now)
-            self._gating.feed(now, self._context.settings)
-            if taking and not blocks.keys() - {"intake"}:
+            if taking and not blocks.keys() - {"intake", "gates"}:
                 self._claim(now, watching)
+            self._gating.feed(now, self._context.settings)
             blocks.pop("intake", None)
         except (StorageError, OSError) as error:
             blocks["intake"] = f"the inbox stands still: {error}"

@@ -199,9 +199,12 @@ class Judging:
         return read_status(folder / "metrics.json") or {}
 
     def _deployed_before(self, checkpoint_id: str) -> bool:
-        """It was published once, well or not: going back to it is a person's decision."""
+        """It served once, or its gate said no: going back to it is a person's decision. A network error is neither."""
         folder = self._context.workspace.evaluation_dir(self._context.run, checkpoint_id)
-        return (folder / "deploy.json").exists() and "ok" in (read_status(folder / "deploy.json") or {})
+        deploy = read_status(folder / "deploy.json") or {}
+        error = deploy.get("error")
+        refused = isinstance(error, dict) and error.get("error") == "gate_failed"
+        return deploy.get("ok") is True or deploy.get("gate_failed") is True or refused
 
     def _to_publish(self, now: float | None) -> Checkpoint | None:
         """What should serve and does not. With `now`, only when it can be tried at this moment."""

@@ -25,6 +25,7 @@ from core.daemon.judging import Judging
 from core.daemon.ledger_feed import LedgerFeed
 from core.daemon.orders import OrderBook
 from core.daemon.outcomes import Outcomes
+from core.daemon.progress_events import ProgressEvents
 from core.daemon.signals import Signals
 from core.daemon.snapshot_service import SnapshotService
 from core.daemon.trainer_keeper import TrainerKeeper
@@ -59,6 +60,7 @@ class Parts:
     snapshots: SnapshotService
     disk: DiskGuard
     ledger: LedgerFeed
+    progress: ProgressEvents
     heartbeat: Heartbeat
 
 
@@ -88,6 +90,7 @@ class Daemon:
             self._turn("judge", lambda: p.judging.tick(now))
             self._turn("outcomes", p.outcomes.tick)
             self._turn("retention", p.snapshots.tick)
+        self._turn("progress", p.progress.tick)
         self._turn("ledger", lambda: p.ledger.tick(now))
         self._turn("heartbeat", lambda: p.heartbeat.tick(now, self.facts()))
         self._turn("end", lambda: self._maybe_end(now))
@@ -220,6 +223,7 @@ class Daemon:
         """The last words, after `ended`."""
         p = self._parts
         p.context.events.emit("stopped", f"the daemon ends: {self._stopping or 'now'}")
+        self._turn("progress", p.progress.tick)
         self._turn("ledger", lambda: p.ledger.tick(float("inf")))
         p.ledger.close()
         p.watcher.stop()

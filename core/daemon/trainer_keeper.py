@@ -217,7 +217,7 @@ class TrainerKeeper:
         verdict["fix"] = f"dropforge logs trainer shows the end; dropforge retry {job.job_id} tries again"
         job.write_verdict(verdict)
         self._context.queue.move(job, "failed")
-        self._context.events.emit("job_failed", message, job_id=job.job_id, code=code, undone=taken_back)
+        self._context.events.emit("job_given_up", message, job_id=job.job_id, code=code, undone=taken_back)
 
     def _undo(self, job_id: str) -> list[str]:
         catalogue = self._view.catalogue
