@@ -84,7 +84,11 @@ class JobRows:
                     continue
                 if isinstance(value, RowProblem):
                     raise DataError(value.message, where=f"{self.data_file}:{batch.lines[number - batch.first]}")
-                row = training_row(value, self.spec, self.columns)
+                try:
+                    row = training_row(value, self.spec, self.columns)
+                except (KeyError, TypeError) as error:  # the gate let only fitting rows in: the file has changed
+                    line = f"{self.data_file}:{batch.lines[number - batch.first]}"
+                    raise DataError(f"the row is not {self.spec.name} any more", where=line) from error
                 yield number, row_sha256(row), row
 
 

@@ -230,3 +230,11 @@ def test_the_command_exits_five_and_prints_the_document(farm: Farm, capsys: pyte
     farm.train(all_passes(farm.job_id))
     assert main(["verify", *root]) == 0
     assert "every promise is kept" in capsys.readouterr().out
+
+
+def test_data_that_no_longer_fits_its_spec_is_a_problem_not_a_crash(farm: Farm) -> None:
+    farm.train(all_passes(farm.job_id))
+    path = farm.folder / "rows.jsonl"
+    path.write_text('{"something": "else"}\n' * 10)
+    farm.verdict(sha256=sha256_file(path))
+    assert "rows.jsonl:1: the row is not completion_v1 any more" in farm.problems()
