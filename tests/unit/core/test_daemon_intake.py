@@ -228,8 +228,11 @@ def test_what_is_no_regular_file_stays_unread(rig: IntakeRig, tmp_path: Path) ->
 
 def test_odd_names_are_taken_and_shown_escaped(rig: IntakeRig) -> None:
     # Undecodable bytes, a newline, options, shell and HTML, both spellings of one letter, right-to-left, 255 bytes.
-    names = [b"\xff\xfe.jsonl", b"a\nb.jsonl", b"-rf.jsonl", b"$(x).jsonl", b"<img onerror=1>.jsonl", b"%2e%2e%2f.jsonl",
-             "e\u0301.jsonl".encode(), "\u00e9.jsonl".encode(), "\u202egpj.jsonl".encode(), b"x" * 249 + b".jsonl"]  # fmt: skip
+    names = [
+        *(b"\xff\xfe.jsonl", b"a\nb.jsonl", b"-rf.jsonl", b"$(x).jsonl", b"<img onerror=1>.jsonl"),
+        *(name.encode() for name in ("%2e%2e%2f.jsonl", "e\u0301.jsonl", "\u00e9.jsonl", "\u202egpj.jsonl")),
+        b"x" * 249 + b".jsonl",
+    ]
     for number, name in enumerate(names):
         (Path(os.fsdecode(os.fsencode(rig.workspace.inbox) + b"/" + name))).write_text(f"{number}\n")
     rig.settle()
