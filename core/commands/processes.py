@@ -145,6 +145,8 @@ class Up:
         if self._wishes > self._wishes_seen:
             self._wishes_seen = self._wishes
             self._end(0, now) if self.code is None else self.supervisor.kill_all()
+        if self.code is not None and self.supervisor["daemon"].at_rest:
+            self.supervisor.stop_all(now)  # after the daemon, which talks to the server to its last moment
         return self.code is not None and self.supervisor.at_rest
 
     def _after(self, ended: ChildExit, now: float) -> None:
@@ -155,4 +157,4 @@ class Up:
 
     def _end(self, code: int, now: float) -> None:
         self.code = code if self.code is None else self.code
-        self.supervisor.stop_all(now)
+        self.supervisor["daemon"].stop(now)

@@ -93,14 +93,24 @@ def test_a_wish_to_stop_reaches_every_child_and_a_second_one_kills() -> None:
     stage = Stage()
     stage.played["daemon"].obeys = False
     stage.up.on_signal(signal.SIGINT, None)
-    stage.up.tick(1.0)
-    assert [p.signals for p in stage.played.values()] == [[signal.SIGTERM]] * 3
+    assert stage.up.tick(1.0) is False
+    assert stage.played["daemon"].signals == [signal.SIGTERM]
     assert stage.up.tick(2.0) is False, "the daemon is still committing"
+    assert stage.played["serve"].signals == [], "the server answers until the daemon has ended"
     stage.up.on_signal(signal.SIGINT, None)
     stage.up.tick(3.0)
     assert stage.played["daemon"].signals[-1] == signal.SIGKILL
-    assert stage.up.tick(4.0) is True
+    while not stage.up.tick(4.0):
+        assert stage.played["monitor"].signals
     assert stage.up.code == 0
+
+
+def test_after_a_clean_end_of_the_daemon_the_others_are_asked_to_end() -> None:
+    stage = Stage()
+    stage.up.on_signal(signal.SIGTERM, None)
+    while not stage.up.tick(1.0):
+        pass
+    assert [p.signals for p in stage.played.values()] == [[signal.SIGTERM]] * 3
 
 
 def test_a_taken_port_is_one_line_that_names_the_setting(
