@@ -81,10 +81,9 @@ class Demo:
         return page if page.status_code == 200 else None
 
     def ask_the_base(self) -> None:
-        self.screen.chapter(
-            f"2. Ask the untrained model: shift bits to the left ({HELD_OUT} questions it will never train on)"
-        )
+        self.screen.chapter("2. Ask the untrained model to shift bits to the left")
         self.before = self._ask()
+        self.screen.say(f"{HELD_OUT} held-out questions, `Compute: leftshift BITS AMOUNT`; the first {SHOWN}:")
         self.screen.answers(self.items[:SHOWN], {"before": self._texts(self.before)})
         right = self._right(self.before)
         self.screen.say(f"exact match on all {HELD_OUT}: {right} right", timed=True)
@@ -92,7 +91,7 @@ class Demo:
         self.screen.claim(self._answered_by(self.before) == {self.base}, f"every answer names checkpoint {self.base}")
 
     def drop(self) -> None:
-        self.screen.chapter("3. Add the questions as the primary suite, then drop three files into inbox/")
+        self.screen.chapter("3. Make the questions the primary suite, drop three files")
         suite_file = self.root / f"{SUITE}.jsonl"
         write_suite(suite_file, self.held_out)
         self.farm.cli("suite", "add", str(suite_file))
@@ -177,7 +176,10 @@ class Demo:
             self.screen.verdict(verdict)
             folder = self.farm.workspace.rejected_dir / str(verdict["job_id"])
             there = verdict["state"] == "rejected" and {name, "verdict.json"} <= set(os.listdir(folder))
-            self.screen.claim(there and verdict["code"] == code, f"{name} was refused as {code} and lies in {folder}")
+            self.screen.claim(
+                there and verdict["code"] == code,
+                f"{name} was refused as {code}; it lies in {folder.relative_to(self.root)}/",
+            )
         line = verdicts[BROKEN]["line"]
         self.screen.claim(line == BROKEN_LINE, f"the verdict names the broken line: {line}")
 
@@ -199,7 +201,7 @@ class Demo:
         self.screen.verdict(verdict)
         self.screen.claim(verdict["state"] == "done" and verdict["code"] == "ok", f"{GOOD} is done")
         decision = self._decision(served)
-        words = f"{decision.get('decision')}, p = {decision.get('p_value')}"
+        words = f"{decision.get('decision')}, {decision.get('reason')}"
         self.screen.claim(
             decision.get("decision") == "promote", f"the judge compared it with the base on the suite: {words}"
         )
@@ -210,21 +212,22 @@ class Demo:
         workspace = self.farm.workspace
         done = workspace.lane("done") / str(self.farm.verdicts()[GOOD]["job_id"])
         served = workspace.root / "served"
-        folders = [workspace.rejected_dir, done, workspace.checkpoints_dir / "main", served, workspace.status_dir]
-        self.screen.tree(self.root, folders, depth=2)
+        run = workspace.run_dir("main")
+        self.screen.tree(self.root, [workspace.rejected_dir, done, run, served, workspace.status_dir], depth=3)
         checked = self.farm.facts("verify", expect=(0, 5))
         self.screen.claim(
             bool(checked["ok"]), f"`dropforge verify` recounts every trained row: {checked['problems'] or 'ok'}"
         )
-        files = [entry["file"] for entry in self.farm.facts("lineage", self._served_id())["files"]]
-        self.screen.claim(files == [GOOD], f"`dropforge lineage {self._served_id()}` lists the files it saw: {files}")
+        served_id = self.farm.verdicts()[GOOD]["checkpoint"]
+        lineage = self.farm.facts("lineage", str(served_id))
+        files = [entry["file"] for entry in lineage["files"]]
+        self.screen.claim(files == [GOOD], f"`dropforge lineage {served_id}` lists exactly the files it saw: {files}")
+        shown = self.farm.get_monitor("/api/status").json()["deployment"]["serving"]
+        self.screen.claim(shown == served_id, f"the monitor shows {shown} as serving")
         self.screen.say(f"from `up` to here: {self.screen.seconds:.0f} s")
 
-    def _served_id(self) -> str:
-        return str(self.farm.verdicts()[GOOD]["checkpoint"])
-
     def _ask(self) -> list[Answer]:
-        return self.farm.ask_all([problem_item["messages"] for problem_item in self.items], MAX_TOKENS)  # type: ignore[misc]
+        return self.farm.ask_all([[problem.question] for problem in self.held_out], MAX_TOKENS)
 
     def _right(self, answers: list[Answer]) -> int:
         return sum(answer.text.strip() == item["expected"] for answer, item in zip(answers, self.items, strict=True))

@@ -27,9 +27,18 @@ _VERDICT_KEYS = (
 
 
 def plain(text: str, limit: int = _SHOWN_CHARS) -> Text:
-    """Untrusted text as one short line."""
-    line = display_name(text)
+    """Untrusted text as one short line; line breaks are shown as ↵."""
+    line = display_name(text.replace("\n", "↵"))
     return Text(line if len(line) <= limit else line[: limit - 1] + "…")
+
+
+def _rounded(value: Any) -> Any:  # any JSON value
+    """Numbers to four places, for the eye; the file keeps them all."""
+    if isinstance(value, float):
+        return round(value, 4)
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    return [_rounded(part) for part in value] if isinstance(value, list) else value
 
 
 class Screen:
@@ -80,30 +89,39 @@ class Screen:
 
     def answers(self, asked: Sequence[dict[str, Any]], columns: dict[str, Sequence[str]]) -> None:
         """A table of questions, right answers and what the model said, one column for each time it was asked."""
-        table = Table("question", "right answer", *columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for title in ("question", "right", *columns):
+            table.add_column(title, no_wrap=True)
         for index, item in enumerate(asked):
-            right = item["expected"].split(" = ")[-1]
+            question = item["messages"][-1]["content"].removeprefix("Compute: ")
             cells = [self._answer(said[index], item["expected"]) for said in columns.values()]
-            table.add_row(plain(item["messages"][-1]["content"]), plain(right), *cells)
+            table.add_row(plain(question), plain(item["expected"].split(" = ")[-1]), *cells)
         self.console.print(table)
 
     @staticmethod
     def _answer(said: str, expected: str) -> Text:
         if said.strip() == expected:
             return Text("✓ ", style="green") + plain(said.split(" = ")[-1])
-        return Text("✗ ", style="red") + plain(said, 30)
+        return Text("✗ ", style="red") + plain(said, 18)
 
     def verdict(self, verdict: dict[str, Any]) -> None:
-        """The telling keys of a verdict.json, as they stand there."""
-        shown = {key: verdict.get(key) for key in _VERDICT_KEYS if verdict.get(key) is not None}
-        self.console.print(Text(json.dumps(shown, ensure_ascii=False, indent=2)), soft_wrap=True)
+        """The telling keys of a verdict.json, a line each, and a line for each suite of `effect`."""
+        lines = []
+        for key in _VERDICT_KEYS:
+            value = _rounded(verdict.get(key))
+            if key == "effect" and value:
+                suites = (f"    {json.dumps(name)}: {json.dumps(told)}" for name, told in value.items())
+                lines.append('  "effect": {\n' + ",\n".join(suites) + "}")
+            elif value is not None:
+                lines.append(f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}")
+        self.console.print(Text("{\n" + ",\n".join(lines) + "\n}"), soft_wrap=True)
 
     def tree(self, root: Path, folders: Iterable[Path], depth: int) -> None:
         """What lies in some folders of the root."""
         tree = Tree(Text(f"{root}/"), guide_style="dim")
         for folder in folders:
             if folder.exists():
-                _branch(tree.add(Text(f"{folder.relative_to(root)}/")), folder, depth)
+                _branch(tree.add(Text(f"{folder.relative_to(root)}/", style="bold")), folder, depth)
         self.console.print(tree)
 
 
