@@ -23,6 +23,7 @@ from core.logs import setup_logging
 from core.paths import Workspace, find_root
 from core.settings import Settings, load_settings
 from trainer.evaluate.bench import Bench, environment
+from trainer.evaluate.device import choose, free_memory, needed_bytes
 from trainer.evaluate.judge import Judge
 from trainer.evaluate.leaderboard import Leaderboard
 from trainer.evaluate.scorer import Scorer
@@ -90,15 +91,17 @@ def _refresh(workspace: Workspace, run: str, serving: str | None, superseded: Se
 
 
 def _bench(workspace: Workspace, settings: Settings, threads: int) -> Bench:
-    device = "cpu"
+    base = Catalogue(workspace, settings.run).base()
+    need = needed_bytes([base.manifest] if base is not None else [])
+    device = choose(settings.evaluation.device, need, free_memory())
 
     def load(checkpoint: Checkpoint) -> Scorer:
         from trainer.evaluate.scoring import load_scorer  # loads torch: seconds that a cached result does not need
 
-        base = Catalogue(workspace, str(checkpoint.manifest["run"])).base()
-        if base is None:
+        root = Catalogue(workspace, str(checkpoint.manifest["run"])).base()
+        if root is None:
             raise InternalError(f"run {checkpoint.manifest['run']} has no base", where=str(checkpoint.folder))
-        return load_scorer(checkpoint.folder, base.folder, device=device, threads=threads)
+        return load_scorer(checkpoint.folder, root.folder, device=device, threads=threads)
 
     return Bench(workspace, load, environment(device, threads))
 

@@ -65,10 +65,12 @@ def paired_gain(
 
     With summed log-likelihoods and token counts this is the mean gain per trained token; with scores and unit
     weights the gain of the mean score. Deviations are widened by sqrt(n / (n - 1)), because resampling n items
-    shows only (n - 1) / n of their variance (Efron & Tibshirani 1993, section 5.3).
+    shows only (n - 1) / n of their variance (Efron & Tibshirani 1993, section 5.3). The bootstrap alone is too
+    generous when a few items move far (3.7 % false alarms at 2.5 %, docs/log.md) and knows no p below
+    1 / resamples, so Student's p-value is taken where it is the larger one.
 
     Returns:
-        The gain, its 95 % interval, p = (1 + number of resamples with no gain) / (1 + resamples), and p of a loss.
+        The gain, its 95 % interval, p = max((1 + resamples with no gain) / (1 + resamples), student_p), p of a loss.
 
     Raises:
         ValueError: the arrays differ in length, are empty, or hold something that is not finite.
@@ -84,8 +86,48 @@ def paired_gain(
     if items > 1:
         draws = delta + (draws - delta) * math.sqrt(items / (items - 1))
     low, high = (float(q) for q in np.quantile(draws, (0.025, 0.975)))
-    p_value, p_worse = ((1 + int(no.sum())) / (1 + resamples) for no in (draws <= 0, draws >= 0))
+    student = student_p(gains)
+    p_value = max((1 + int((draws <= 0).sum())) / (1 + resamples), student)
+    p_worse = max((1 + int((draws >= 0).sum())) / (1 + resamples), 1 - student)
     return PairedResult(delta, (low, high), p_value, p_worse)
+
+
+def student_p(gains: Floats) -> float:
+    """One-sided paired t-test: P(T >= mean / standard error) for T with n - 1 degrees of freedom.
+
+    Without any spread it is 0, 1/2 or 1 by the sign of the gains (1/2 for none: nothing is shown).
+    """
+    items, mean = len(gains), float(gains.mean())
+    spread = float(gains.std(ddof=1)) if items > 1 else 0.0
+    if spread <= 1e-12 * abs(mean):  # equal gains: rounding alone makes a spread
+        return 0.5 - 0.5 * float(np.sign(mean))
+    t = mean / (spread / math.sqrt(items))
+    tail = 0.5 * _incomplete_beta((items - 1) / 2, 0.5, (items - 1) / (items - 1 + t * t))
+    return tail if t > 0 else 1 - tail
+
+
+def _incomplete_beta(a: float, b: float, x: float) -> float:
+    """Regularised incomplete beta function by Lentz's continued fraction (Numerical Recipes, 3rd ed., section 6.4)."""
+    if x >= 1:
+        return 1.0
+    if x <= 0:
+        return 0.0
+    if x > (a + 1) / (a + b + 2):
+        return 1 - _incomplete_beta(b, a, 1 - x)
+    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
+    c, d = 1.0, 1 / (1 - (a + b) * x / (a + 1))
+    fraction = d
+    for m in range(1, 1000):
+        for step in (
+            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
+            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
+        ):
+            d = 1 / (1 + step * d)
+            c = 1 + step / c
+            fraction *= c * d
+        if abs(c * d - 1) < 1e-15:
+            break
+    return front * fraction / a
 
 
 def ratio_interval(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from trainer.evaluate.significance import mcnemar_p, paired_gain, ratio_interval, wilson_interval
+from trainer.evaluate.significance import mcnemar_p, paired_gain, ratio_interval, student_p, wilson_interval
 from trainer.evaluate.spending import ALPHA, alpha_at, resamples_for
 
 
@@ -49,6 +49,29 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not():
     first, again = (paired_gain(baseline, candidate, np.ones(80), seed=7) for _ in range(2))
     assert first == again
     assert first != paired_gain(baseline, candidate, np.ones(80), seed=8)
+
+
+@pytest.mark.parametrize(("items", "shift"), [(2, 0.1), (5, -1.0), (30, 0.0), (30, 0.7), (300, 0.3), (1000, -0.2)])
+def test_the_t_test_equals_scipys(items, shift):
+    gains = np.random.default_rng(items).normal(shift, 1, items)
+    assert student_p(gains) == pytest.approx(stats.ttest_1samp(gains, 0, alternative="greater").pvalue, rel=1e-9)
+
+
+def test_a_far_tail_keeps_its_precision():
+    gains = np.random.default_rng(6).normal(1.0, 1, 400)
+    expected = stats.ttest_1samp(gains, 0, alternative="greater").pvalue
+    assert 0 < expected < 1e-40
+    assert student_p(gains) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("gains", "p"), [([1.0] * 40, 0), ([0.0] * 40, 0.5), ([-0.1] * 40, 1), ([2.0], 0)])
+def test_gains_without_spread_are_decided_by_their_sign(gains, p):
+    assert student_p(np.array(gains)) == p
+
+
+def test_a_few_items_that_move_far_do_not_make_a_gain():
+    gains = np.concatenate([np.full(2, 30.0), np.full(58, -0.02)])
+    assert paired_gain(np.zeros(60), gains, np.ones(60)).p_value > 0.05
 
 
 def test_p_agrees_with_the_t_test_on_well_behaved_numbers():

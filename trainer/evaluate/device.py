@@ -1,0 +1,54 @@
+"""Where the judge computes (arrow: judge): on a GPU only when there is room beside whoever trains or serves on it.
+
+Reads    free memory of the CUDA devices, through torch
+Units    bytes
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any  # a manifest is a JSON document
+
+from core.checkpoints import WEIGHTS_SUFFIX
+
+# Free memory must be this many times the need, so that a trainer beside us is not driven out of memory.
+ROOM = 1.3
+# Activations and logits of one batch, beside the weights: _BATCH_TOKENS x hidden states and 4 Mi logits, rounded up.
+_WORKING_BYTES = 1 << 29
+
+
+def needed_bytes(manifests: Sequence[Mapping[str, Any]]) -> int:
+    """Upper bound of what scoring takes: the weights in float32, even when the files hold half precision."""
+    weights = sum(
+        int(entry["bytes"])
+        for manifest in manifests
+        for name, entry in manifest["files"].items()
+        if name.endswith(WEIGHTS_SUFFIX)
+    )
+    return 2 * weights + _WORKING_BYTES
+
+
+def choose(wanted: str, need_bytes: int, free_bytes: Mapping[str, int]) -> str:
+    """The device to use.
+
+    Args:
+        wanted: `evaluation.device`: auto, cpu or cuda:N.
+        free_bytes: free memory by device name (`cuda:0`, ...), empty without a GPU.
+    """
+    if wanted != "auto":
+        return "cuda:0" if wanted == "cuda" else wanted
+    roomy = {name: free for name, free in free_bytes.items() if free >= ROOM * need_bytes}
+    return max(roomy, key=roomy.__getitem__) if roomy else "cpu"
+
+
+def free_memory() -> dict[str, int]:
+    """Free bytes of each CUDA device that torch sees; empty, and torch not even imported, when there is no driver.
+
+    The branch with a GPU has not been run on this project's machine, which has none.
+    """
+    if not (any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()):
+        return {}
+    import torch  # heavy, and needed only when there is a GPU to ask
+
+    if not torch.cuda.is_available():
+        return {}
+    return {f"cuda:{index}": torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())}
