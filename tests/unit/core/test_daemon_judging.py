@@ -1,0 +1,321 @@
+"""What is judged, what is published, in which order, and what a restart or a dead server changes."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from core.checkpoints import Checkpoint
+from core.daemon.catalogue_view import CatalogueView
+from core.daemon.children import Children
+from core.daemon.deployment import DeploymentPoller, DeploymentView
+from core.daemon.judging import Judging
+from core.daemon.outcomes import Outcomes
+from core.daemon.supervisor import Supervisor
+from core.job_queue import Job, new_verdict
+from core.paths import Workspace
+from daemon_rig import FakeSpawn, commit, ended, make_context
+
+JOB = "20260101T00000000000{}Z-abcdef"
+
+
+class Rig:
+    """The judge and the publisher are fake processes; the server is a document."""
+
+    def __init__(self, workspace: Workspace, clock: Any) -> None:
+        self.workspace, self.clock = workspace, clock
+        self.context = make_context(workspace)
+        self.server: dict[str, Any] | None = {"serving": None, "previous": None, "checkpoints": []}
+        self.restart()
+
+    def restart(self) -> None:
+        self.spawn = FakeSpawn()
+        self.poller = DeploymentPoller("http://x", lambda: None)
+        self.poller.take = self._poll  # type: ignore[method-assign]
+        self.children = Children(self.workspace, (), Supervisor(start=self.spawn))
+        self.view = CatalogueView(self.workspace, "main")
+        self.deployment = DeploymentView(self.context, self.poller)
+        self.judging = Judging(self.context, self.children, self.view, self.deployment, grace_s=10.0)
+        self.outcomes = Outcomes(self.context, self.view, self.deployment, self.judging)
+
+    def _poll(self) -> tuple[dict[str, Any] | None, str | None]:
+        return (dict(self.server), None) if self.server is not None else (None, "refused")
+
+    def tick(self, seconds: float = 0.1, times: int = 1) -> None:
+        for _ in range(times):
+            self.clock.advance(seconds)
+            self.view.refresh()
+            self.children.supervisor.tick(self.clock())
+            self.deployment.tick()
+            self.judging.tick(self.clock())
+            self.outcomes.tick()
+
+    def running(self) -> tuple[str, ...] | None:
+        """The arguments of the errand on its way, without interpreter, module and root."""
+        alive = [p for p in self.spawn.processes if p.code is None]
+        return alive[-1].spec.argv[5:] if alive else None
+
+    def finish(self, code: int = 0) -> None:
+        self.spawn.processes[-1].code = code
+        self.tick()
+
+    def judge_says(self, checkpoint: Checkpoint, decision: str, **more: Any) -> None:
+        folder = self.workspace.evaluation_dir("main", checkpoint.id)
+        folder.mkdir(parents=True, exist_ok=True)
+        promote = decision in ("promote", "no_baseline")
+        doc = {"id": checkpoint.id, "decision": decision, "promote": promote, "p_value": 0.01, "reason": "said", **more}
+        (folder / "metrics.json").write_text(json.dumps(doc))
+
+    def publish_says(self, checkpoint: Checkpoint, ok: bool) -> None:
+        folder = self.workspace.evaluation_dir("main", checkpoint.id)
+        folder.mkdir(parents=True, exist_ok=True)
+        error = None if ok else {"error": "gate_failed"}
+        (folder / "deploy.json").write_text(json.dumps({"ok": ok, "error": error}))
+
+    def serve(self, checkpoint: Checkpoint, previous: Checkpoint | None = None) -> None:
+        self.server = {"serving": checkpoint.id, "previous": previous.id if previous else None, "checkpoints": []}
+
+    def done_job(self, number: int) -> Job:
+        job_id = JOB.format(number)
+        folder = self.workspace.lane("done") / job_id
+        folder.mkdir()
+        job = Job(job_id, "done", folder)
+        job.write_verdict(new_verdict(job_id=job_id, state="done"))
+        return job
+
+
+@pytest.fixture
+def rig(workspace: Workspace, clock: object) -> Iterator[Rig]:
+    made = Rig(workspace, clock)
+    yield made
+    made.context.wakeup.close()
+
+
+def test_an_empty_server_gets_the_base_first(rig: Rig) -> None:
+    base = commit(rig.workspace, 0)
+    rig.tick()
+    assert rig.running() == (base.id,)
+    assert rig.spawn.names() == ["publisher"]
+
+
+def test_a_job_end_is_judged_against_what_serves_and_published_when_better(rig: Rig) -> None:
+    base = commit(rig.workspace, 0)
+    rig.serve(base)
+    rig.tick()
+    assert rig.running() is None
+    better = commit(rig.workspace, 10, [ended(JOB.format(1))])
+    rig.tick()
+    assert rig.running() == ("--candidate", better.id, "--serving", base.id)
+    rig.judge_says(better, "promote")
+    rig.finish()
+    assert rig.running() == (better.id,)
+    rig.publish_says(better, True)
+    rig.serve(better, base)
+    rig.finish()
+    assert rig.running() == ("--refresh", "--serving", better.id)
+    rig.finish()
+    assert rig.running() is None
+    assert rig.judging.at_rest(rig.clock())
+
+
+def test_a_candidate_that_is_not_better_is_kept_back(rig: Rig) -> None:
+    base = commit(rig.workspace, 0)
+    rig.serve(base)
+    worse = commit(rig.workspace, 10, [ended(JOB.format(1))])
+    rig.tick()
+    rig.judge_says(worse, "keep")
+    rig.finish()
+    assert rig.running() is None
+    assert rig.judging.at_rest(rig.clock())
+
+
+def test_a_commit_inside_a_job_is_not_judged(rig: Rig) -> None:
+    rig.serve(commit(rig.workspace, 0))
+    commit(rig.workspace, 10, [ended(JOB.format(1)) | {"rows_trained": 5}])
+    rig.tick()
+    assert rig.running() is None
+
+
+def test_of_several_that_wait_only_the_newest_is_judged(rig: Rig) -> None:
+    base = commit(rig.workspace, 0)
+    rig.serve(base)
+    first = commit(rig.workspace, 10, [ended(JOB.format(1))])
+    rig.tick()
+    waiting = [commit(rig.workspace, step, [ended(JOB.format(step // 10))]) for step in (20, 30, 40)]
+    rig.tick()
+    assert rig.running() == ("--candidate", first.id, "--serving", base.id)
+    rig.judge_says(first, "keep")
+    rig.finish()
+    expected = ("--superseded", waiting[0].id, "--superseded", waiting[1].id)
+    assert rig.running() == ("--candidate", waiting[2].id, "--serving", base.id, *expected)
+
+
+def test_publishing_ends_before_the_next_judgement(rig: Rig) -> None:
+    base = commit(rig.workspace, 0)
+    rig.serve(base)
+    first = commit(rig.workspace, 10, [ended(JOB.format(1))])
+    rig.tick()
+    second = commit(rig.workspace, 20, [ended(JOB.format(2))])
+    rig.judge_says(first, "promote")
+    rig.finish()
+    assert rig.running() == (first.id,)
+    rig.publish_says(first, True)
+    rig.finish()
+    assert rig.running() is None, "the server has not been heard since"
+    rig.serve(first, base)
+    rig.tick()
+    assert rig.running() == ("--refresh", "--serving", first.id)
+    rig.finish()
+    assert rig.running() == ("--candidate", second.id, "--serving", first.id)
+
+
+def test_what_the_servers_gate_refused_is_not_sent_again(rig: Rig) -> None:
+    base = commit(rig.workspace, 0)
+    rig.serve(base)
+    bad = commit(rig.workspace, 10, [ended(JOB.format(1))])
+    rig.tick()
+    rig.judge_says(bad, "promote")
+    rig.finish()
+    rig.publish_says(bad, False)
+    rig.finish(code=5)
+    rig.finish()
+    rig.tick(60.0, times=20)
+    assert [argv for p in rig.spawn.processes if (argv := p.spec.argv[5:]) == (bad.id,)] == [(bad.id,)]
+    rig.restart()
+    rig.tick(times=5)
+    assert rig.running() is None
+
+
+def test_a_network_error_is_tried_again_when_the_server_is_back(rig: Rig) -> None:
+    base = commit(rig.workspace, 0)
+    rig.serve(base)
+    better = commit(rig.workspace, 10, [ended(JOB.format(1))])
+    rig.tick()
+    rig.judge_says(better, "promote")
+    rig.finish()
+    for _ in range(3):
+        rig.finish(code=1)
+        rig.tick(60.0)
+    assert rig.running() is None
+    assert rig.judging.at_rest(rig.clock()), "put off, so the daemon may rest"
+    saved, rig.server = rig.server, None
+    rig.tick()
+    rig.server = saved
+    rig.tick(times=2)
+    assert rig.running() == (better.id,)
+
+
+def test_a_rollback_by_hand_is_not_undone_by_the_daemon(rig: Rig) -> None:
+    base = commit(rig.workspace, 0)
+    better = commit(rig.workspace, 10, [ended(JOB.format(1))])
+    rig.judge_says(better, "promote")
+    rig.publish_says(better, True)
+    rig.serve(better, base)
+    rig.tick()
+    rolled = rig.judging.ask_rollback()
+    rig.tick()
+    assert rig.running() == ("--rollback",)
+    rig.serve(base, better)
+    rig.finish()
+    rig.finish()
+    assert rolled.ack == {"step": None, "checkpoint": None, "error": None}
+    rig.tick(times=5)
+    rig.restart()
+    rig.tick(times=5)
+    assert rig.running() is None
+
+
+def test_a_judge_that_fails_three_times_is_given_up_and_named(rig: Rig) -> None:
+    rig.serve(commit(rig.workspace, 0))
+    commit(rig.workspace, 10, [ended(JOB.format(1))])
+    rig.tick()
+    for _ in range(3):
+        rig.finish(code=1)
+        rig.tick(60.0)
+    assert rig.running() is None
+    assert rig.judging.at_rest(rig.clock())
+    events = rig.workspace.status_file("events.jsonl").read_text()
+    assert '"kind": "judge_failed"' in events
+
+
+def test_without_a_server_judging_waits_for_the_grace_only(rig: Rig) -> None:
+    commit(rig.workspace, 0)
+    candidate = commit(rig.workspace, 10, [ended(JOB.format(1))])
+    rig.server = None
+    rig.tick(1.0, times=5)
+    assert rig.running() is None
+    assert not rig.judging.at_rest(rig.clock())
+    rig.tick(1.0, times=10)
+    assert rig.running() == ("--candidate", candidate.id)
+    rig.judge_says(candidate, "no_baseline")
+    rig.finish()
+    assert rig.judging.at_rest(rig.clock())
+    rig.server = {"serving": None, "previous": None, "checkpoints": []}
+    rig.tick()
+    assert rig.running() == (candidate.id,)
+
+
+def test_a_server_that_is_down_keeps_its_last_known_checkpoint_as_the_baseline(rig: Rig) -> None:
+    base = commit(rig.workspace, 0)
+    rig.serve(base)
+    rig.tick()
+    rig.server = None
+    rig.restart()
+    candidate = commit(rig.workspace, 10, [ended(JOB.format(1))])
+    rig.tick()
+    assert rig.running() == ("--candidate", candidate.id, "--serving", base.id)
+
+
+def test_a_promotion_by_hand_is_published_whatever_the_judge_said(rig: Rig) -> None:
+    base = commit(rig.workspace, 0)
+    rig.serve(base)
+    worse = commit(rig.workspace, 10, [ended(JOB.format(1))])
+    rig.judge_says(worse, "keep")
+    rig.tick()
+    asked = rig.judging.ask_publish(worse.id)
+    rig.tick()
+    assert rig.running() == (worse.id,)
+    rig.finish(code=5)
+    assert asked.ack is not None
+    assert "5" in asked.ack["error"]
+
+
+def test_effect_and_served_reach_the_verdicts(rig: Rig) -> None:
+    base = commit(rig.workspace, 0)
+    rig.serve(base)
+    first, second = rig.done_job(1), rig.done_job(2)
+    one = commit(rig.workspace, 10, [ended(first.job_id)])
+    rig.tick()
+    effect = {"incoming": {"before": 2.0, "after": 1.0, "delta": -1.0, "ci95": [-1.2, -0.8]}}
+    rig.judge_says(one, "promote", effect=effect)
+    rig.finish()
+    assert first.verdict()["effect"] == effect
+    assert first.verdict()["served"] is False
+    two = commit(rig.workspace, 20, [ended(second.job_id)])
+    rig.serve(two)
+    rig.tick()
+    assert (first.verdict()["served"], second.verdict()["served"]) == (True, True)
+    rig.serve(one)
+    rig.tick()
+    assert (first.verdict()["served"], second.verdict()["served"]) == (True, False)
+
+
+def test_an_effect_that_a_crash_lost_is_merged_at_the_next_start(rig: Rig) -> None:
+    rig.serve(commit(rig.workspace, 0))
+    job = rig.done_job(1)
+    rig.judge_says(commit(rig.workspace, 10, [ended(job.job_id)]), "keep", effect={"incoming": {"delta": 0.0}})
+    rig.restart()
+    rig.tick()
+    assert job.verdict()["effect"] == {"incoming": {"delta": 0.0}}
+
+
+def test_what_waits_is_named_for_retention(rig: Rig) -> None:
+    base = commit(rig.workspace, 0)
+    rig.serve(base)
+    rig.tick()
+    first = commit(rig.workspace, 10, [ended(JOB.format(1))])
+    rig.tick()
+    second = commit(rig.workspace, 20, [ended(JOB.format(2))])
+    rig.tick()
+    assert rig.judging.wanted() == {first.id, second.id}
