@@ -67,7 +67,10 @@ def _show_status(workspace: Workspace, doc: dict[str, Any]) -> None:
     for ignored in daemon.get("ignored") or []:
         say(f"ignored  {_ignored_line(ignored)}")
     for name, child in (daemon.get("children") or {}).items():
-        say(f"child    {name} {child.get('state')} pid {child.get('pid')} restarts {child.get('restarts')}")
+        pid = f" (pid {child['pid']})" if child.get("pid") else ""
+        again = f", restarted {child['restarts']} times" if child.get("restarts") else ""
+        why = f": {child['reason']}" if child.get("reason") else ""
+        say(f"child    {name} {child.get('state')}{pid}{again}{why}")
 
 
 def _ignored_line(ignored: object) -> str:
@@ -141,11 +144,21 @@ def _show_job(verdict: dict[str, Any]) -> None:
     if verdict["fix"]:
         say(f"  fix: {verdict['fix']}")
     shown = ("file", "state", "code", "message", "fix", "schema")
-    facts([(key, _compact(value)) for key, value in verdict.items() if key not in shown and value not in (None, [])])
+    known = [(key, value) for key, value in verdict.items() if key not in shown and value not in (None, [])]
+    facts([(key, _compact(value)) for key, value in known])
 
 
 def _compact(value: object) -> object:
-    return json.dumps(value) if isinstance(value, dict | list) else value
+    """`name value, name value` of what is nested, numbers to four digits."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_inner(part)}" for name, part in value.items())
+    if isinstance(value, list):
+        return "; ".join(str(_compact(part)) for part in value)
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+def _inner(value: object) -> str:
+    return f"({_compact(value)})" if isinstance(value, dict | list) else str(_compact(value))
 
 
 @click.command("logs")
