@@ -1,6 +1,7 @@
 """Rows that the judge scored with a checkpoint, for the server's gate (judge -> publisher -> inference server).
 
-Reads    checkpoints/<run>/evaluations/<id>/samples.jsonl          Units   losses in nats per trained token
+Reads    checkpoints/<run>/evaluations/<id>/samples.jsonl: {"row", "nll" (summed), "tokens"} a line, after a head
+Units    losses in nats per trained token
 Errors   none: a checkpoint that was never judged has no canaries, and the gate then looks at plausibility only
 """
 
@@ -36,8 +37,10 @@ def _canary(line: str) -> dict[str, Any] | None:
         return None
     if not isinstance(sample, dict):
         return None
-    loss = sample.get("loss")
-    row = next(({kind: sample[kind]} for kind in ("messages", "text") if sample.get(kind)), None)
-    if row is None or isinstance(loss, bool) or not isinstance(loss, int | float) or not math.isfinite(loss):
+    nll, tokens, whole = sample.get("nll"), sample.get("tokens"), sample.get("row")
+    if not isinstance(nll, float | int) or not isinstance(tokens, int) or tokens < 1 or not isinstance(whole, dict):
         return None
-    return {"row": row, "loss": float(loss)} if len(json.dumps(row)) <= _MOST_CHARACTERS else None
+    row = {kind: whole[kind] for kind in ("messages", "text") if whole.get(kind)}
+    if len(row) != 1 or not math.isfinite(nll) or len(json.dumps(row)) > _MOST_CHARACTERS:
+        return None
+    return {"row": row, "loss": nll / tokens}

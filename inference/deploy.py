@@ -16,9 +16,10 @@ from typing import Any  # reports and listings are JSON objects
 
 from core.errors import AnswerNoError, DropforgeError, GateFailedError, ModelError, NotFoundError, StorageError
 from inference.generation import Canary
+from inference.inspection import DamagedTransferError, StoredCheckpoint
 from inference.metrics import ServerMetrics
 from inference.model_slot import GateReport, Loader, ModelSlot, pass_gate
-from inference.model_store import DamagedTransferError, ModelStore, RefusedCheckpointError, StoredCheckpoint
+from inference.model_store import ModelStore
 from inference.scheduler import Scheduler
 from inference.slot_table import SlotTable
 
@@ -241,6 +242,3 @@ class Deployer:
             self._store.make_room(_KEEP_FOLDERS, set(self._table.loaded_ids()))
         except StorageError:
             logger.exception("old checkpoints could not be removed")
-
-
-__all__ = ["ConflictError", "Deployer", "RefusedCheckpointError"]

@@ -23,7 +23,7 @@ from core.status import iso_now
 from inference.engine.loading import load_base, with_adapter
 from inference.engine.runner import Runner
 from inference.generation import Canary, Chunk, Model, TokenScore
-from inference.model_store import StoredCheckpoint
+from inference.inspection import StoredCheckpoint
 
 _CANARY_TOKENS = 16
 _CANARY_CHAT = ({"role": "user", "content": "Say hello."},)
@@ -56,6 +56,7 @@ class ModelSlot:
     encoder: ChatEncoder
     model: Model
     network: PreTrainedModel
+    base: PreTrainedModel | None  # an adapter's: kept alive, and findable, as long as this slot lives
     token_s: float = math.inf
     uses: int = 0
     last_used_s: float = 0.0
@@ -86,15 +87,15 @@ class Loader:
         encoder = _encoder(stored.folder)
         yield
         if not stored.is_adapter:
+            shared = None
             network = yield from self._full(stored.folder, stored.weights_sha256)
         else:
             folder = stored.folder if base is None else base.folder  # never read when the base is in memory
             shared = yield from self._full(folder, stored.base_sha256)
             network = with_adapter(shared, stored.folder)
-            network.dropforge_base = shared  # keeps the base alive, and findable, as long as this slot lives
         limit = getattr(network.config.get_text_config(), "max_position_embeddings", None) or _MOST_CONTEXT_TOKENS
         runner = Runner(network, min(int(limit), _MOST_CONTEXT_TOKENS))
-        return ModelSlot(stored.id, stored, encoder, runner, network)
+        return ModelSlot(stored.id, stored, encoder, runner, network, shared)
 
     def _full(self, folder: Path, sha256: str) -> Generator[None, None, PreTrainedModel]:
         known = self._bases.get(sha256)
@@ -124,10 +125,12 @@ def pass_gate(slot: ModelSlot, canaries: Sequence[Canary], fastest_token_s: floa
     Raises:
         GateFailedError: saying which check failed and by how much.
     """
-    text, tokens, token_s = yield from _speak(slot)
-    losses = yield from _losses(slot, canaries)
+    # Contexts of its own: the slot may be answering requests by its id at this moment.
+    model = Runner(slot.network, slot.model.max_context_tokens)
+    text, tokens, token_s = yield from _speak(slot.encoder, model)
+    losses = yield from _losses(slot.encoder, model, canaries)
     if not canaries:
-        yield from _plausible(slot)
+        yield from _plausible(slot.encoder, model)
     loss = sum(losses) / len(losses) if losses else None
     expected = sum(c.loss for c in canaries) / len(canaries) if canaries else None
     _compare_losses(loss, expected)
@@ -147,17 +150,17 @@ def _compare_losses(loss: float | None, expected: float | None) -> None:
         )
 
 
-def _speak(slot: ModelSlot) -> Generator[None, None, tuple[str, int, float]]:
+def _speak(encoder: ChatEncoder, model: Model) -> Generator[None, None, tuple[str, int, float]]:
     """Greedy tokens from a rendered chat. Returns the text, how many tokens, the median seconds a token."""
     try:
-        prompt = slot.encoder.encode_prompt(_CANARY_CHAT)
+        prompt = encoder.encode_prompt(_CANARY_CHAT)
     except TemplateRefusedError as error:
         raise GateFailedError(f"its chat template cannot render a question: {error.message}") from error
-    context, _ = slot.model.open(())
+    context, _ = model.open(())
     produced: list[int] = []
     times: list[float] = []
     try:
-        logits_V = slot.model.step({}, [Chunk(context, prompt, last=True)]).logits[context]
+        logits_V = model.step({}, [Chunk(context, prompt, last=True)]).logits[context]
         while True:
             if not math.isfinite(float(logits_V.min())) or not math.isfinite(float(logits_V.max())):
                 raise GateFailedError("it computes numbers that are not finite (NaN or infinity)")
@@ -166,51 +169,51 @@ def _speak(slot: ModelSlot) -> Generator[None, None, tuple[str, int, float]]:
                 break
             yield
             began = time.perf_counter()
-            logits_V = slot.model.step({context: produced[-1]}, []).logits[context]
+            logits_V = model.step({context: produced[-1]}, []).logits[context]
             times.append(time.perf_counter() - began)
     finally:
-        slot.model.close(context)
-    ends = [place for place, token in enumerate(produced) if token in slot.encoder.eos_ids]
-    text = slot.encoder.decode(produced[: ends[0]] if ends else produced)
+        model.close(context)
+    ends = [place for place, token in enumerate(produced) if token in encoder.eos_ids]
+    text = encoder.decode(produced[: ends[0]] if ends else produced)
     return text, len(produced), sorted(times)[len(times) // 2]
 
 
-def _losses(slot: ModelSlot, canaries: Sequence[Canary]) -> Generator[None, None, list[float]]:
+def _losses(encoder: ChatEncoder, model: Model, canaries: Sequence[Canary]) -> Generator[None, None, list[float]]:
     losses = []
     for canary in canaries:
-        loss = yield from _loss(slot, canary.row)
+        loss = yield from _loss(encoder, model, canary.row)
         losses.append(loss)
     return losses
 
 
-def _loss(slot: ModelSlot, row: Mapping[str, Any]) -> Generator[None, None, float]:
+def _loss(encoder: ChatEncoder, model: Model, row: Mapping[str, Any]) -> Generator[None, None, float]:
     """Mean loss over the trained tokens of a row, as the trainer counts it."""
-    encoded = slot.encoder.encode_row(row)
-    ids = encoded.ids.tolist()[: slot.model.max_context_tokens]
-    scores = yield from _scores(slot, ids)
+    encoded = encoder.encode_row(row)
+    ids = encoded.ids.tolist()[: model.max_context_tokens]
+    scores = yield from _scores(model, ids)
     nats = [
         -s.logprob for s, trained in zip(scores, encoded.mask.tolist()[1:], strict=False) if s is not None and trained
     ]
     return sum(nats) / len(nats) if nats else math.nan
 
 
-def _plausible(slot: ModelSlot) -> Generator[None, None, None]:
+def _plausible(encoder: ChatEncoder, model: Model) -> Generator[None, None, None]:
     """Without rows of the judge: the model must not be surer of wrong tokens than one that knows nothing."""
     row = {"messages": [*_CANARY_CHAT, {"role": "assistant", "content": "Hello."}]}
-    ids = slot.encoder.encode_row(row).ids.tolist()
-    scores = yield from _scores(slot, ids)
+    ids = encoder.encode_row(row).ids.tolist()
+    scores = yield from _scores(model, ids)
     loss = sum(-s.logprob for s in scores if s is not None) / max(1, len(ids) - 1)
-    uniform = math.log(slot.model.vocabulary)
+    uniform = math.log(model.vocabulary)
     if not loss <= uniform + _ABOVE_UNIFORM_NATS:  # also true for NaN
         raise GateFailedError(f"loss {loss:.1f} on a greeting; knowing nothing gives {uniform:.1f}: garbage weights")
 
 
-def _scores(slot: ModelSlot, ids: Sequence[int]) -> Generator[None, None, list[TokenScore | None]]:
-    context, _ = slot.model.open(())
+def _scores(model: Model, ids: Sequence[int]) -> Generator[None, None, list[TokenScore | None]]:
+    context, _ = model.open(())
     try:
-        result = slot.model.step({}, [Chunk(context, ids, last=False, targets=[*ids[1:], None])])
+        result = model.step({}, [Chunk(context, ids, last=False, targets=[*ids[1:], None])])
     finally:
-        slot.model.close(context)
+        model.close(context)
     yield
     return result.scores[context]
 

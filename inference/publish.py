@@ -21,7 +21,7 @@ from core.atomic import sha256_file, write_json
 from core.checkpoints import MANIFEST_FILE, Catalogue, Checkpoint
 from core.daemon.pid_manager import die_with_parent
 from core.errors import CheckpointError, DropforgeError, GateFailedError, StorageError
-from core.hosts import load_hosts
+from core.hosts import load_hosts, serving_url
 from core.logs import setup_logging
 from core.paths import Workspace, find_root
 from core.services import ServiceClient, ServiceHttpError, ServiceUnavailable
@@ -56,13 +56,13 @@ class Publisher:
         catalogue = Catalogue(self._workspace, self._run)
         checkpoint = catalogue.get(wanted)
         doc: dict[str, Any] = {"schema": "deploy.v1", "id": checkpoint.id, "url": self.url, "started_at": iso_now()}
-        doc |= {"ok": False, "error": None, "seconds": {}}
+        doc |= {"ok": False, "gate_failed": False, "error": None, "seconds": {}}
         began = time.perf_counter()
         try:
             self._publish(catalogue, checkpoint, doc)
             doc["ok"] = True
         except DropforgeError as error:
-            doc["error"] = error.as_dict()
+            doc |= {"error": " ".join(str(error).split()), "gate_failed": isinstance(error, GateFailedError)}
             raise
         finally:
             doc["seconds"]["total"] = round(time.perf_counter() - began, 3)
@@ -160,14 +160,12 @@ class Publisher:
 
 def where_it_serves(workspace: Workspace, settings: Settings) -> tuple[Target, str]:
     """The folder to send to and the URL to call: hosts.json's serving host, else this one. Raises ConfigError."""
-    hosts = load_hosts(workspace)
+    hosts, url = load_hosts(workspace), serving_url(workspace, settings)
     here = str(workspace.resolve(settings.inference.models_dir))
     serving = hosts.serving() if hosts is not None else None
     if hosts is None or serving is None or serving.id == hosts.local_id:
-        local = "127.0.0.1" if settings.inference.host in ("0.0.0.0", "::") else settings.inference.host  # noqa: S104
-        name = f"[{local}]" if ":" in local else local
-        return Target(here, None), f"http://{name}:{settings.inference.port}"
-    return Target(serving.models_dir or here, serving), serving.url("inference", settings.inference.port)
+        return Target(here, None), url
+    return Target(serving.models_dir or here, serving), url
 
 
 def _base_of(catalogue: Catalogue, checkpoint: Checkpoint) -> Checkpoint | None:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.errors import ConfigError, GateFailedError, MissingToolError, ResourceError, StorageError
+from core.errors import ConfigError, MissingToolError, ResourceError, StorageError
 from core.hosts import Host
 
 _SILENCE_S = 30
@@ -36,12 +36,12 @@ class TransferError(ResourceError):
     slug = "transfer"
 
 
-class HostKeyError(GateFailedError):
+class HostKeyError(ResourceError):
     """The host is not the one we know; nothing was sent."""
 
     code = 3111
     slug = "host_key"
-    exit_code = 1
+    retryable = False
 
 
 @dataclass(frozen=True, slots=True)
