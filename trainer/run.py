@@ -8,7 +8,6 @@ Effects  a damaged newest checkpoint is set aside, and the jobs that only it cov
 
 import importlib.metadata
 import logging
-import time
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any  # manifests are JSON documents
@@ -22,6 +21,7 @@ from core.errors import CheckpointError, ConfigError
 from core.paths import Workspace
 from core.settings import Settings
 from trainer import profiles, snapshot
+from trainer.commits import BackgroundCommit
 from trainer.config import dials
 from trainer.engine import Engine, random_state
 from trainer.models import load
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class Run:
-    """What is trained now. `head` is the commit that `engine` and `state` last agreed with.
+    """What is trained now. `head` is the newest commit on the disk.
 
     Attributes:
         loads: how often weights were read from the disk: 1 for as long as nothing is undone.
@@ -50,11 +50,13 @@ class Run:
         self.loads = 0
         self._on_lost = on_lost
         self._records: list[Records] = []
+        self._commit: BackgroundCommit | None = None
         self._engine: Engine | None = None
         profiles.require_known(settings)
         dials.use_threads(settings.trainer.threads)
         self.head = self._open()
         self.state = snapshot.read_state(self.head)
+        self._committed_step = self.state.step
         self._check_fit(settings)
         self.engine_ready()
 
@@ -175,27 +177,54 @@ class Run:
         """Note row passes that the weights now hold."""
         self._records.append(passes)
 
-    def commit(self) -> Checkpoint:
-        """Commit where training stands; nothing to do when `head` is there already. Raises StorageError."""
-        if self.state.step == self.head.step:
-            return self.head
-        began = time.monotonic()
-        job = self.state.job
+    @property
+    def steps_since_commit(self) -> int:
+        """Optimizer steps that no commit holds, one under way included."""
+        return self.state.step - self._committed_step
+
+    def begin_commit(self) -> None:
+        """Copy where training stands and write it to the disk beside the steps that follow.
+
+        Nothing to do when it is committed already. Raises StorageError when the commit before this one failed.
+        """
+        self.settle()
+        if self.steps_since_commit == 0:
+            return
         copy = snapshot.take(self.engine_ready(), self.state, self._records_so_far())
-        base = self._base()
-        staged = self.catalogue.stage(self.state.step)
-        snapshot.write(copy, staged, base)
+        self._records.clear()
+        self._committed_step = self.state.step
+        base, parent, job = self._base(), self.head, self.state.job
         fields = self._fields(
             step=self.state.step,
-            parent=self.head.id,
+            parent=parent.id,
             base=base.manifest["base"],
             jobs=[job.manifest_entry()] if job else [],
             train_loss=job.loss_last if job else None,
         )
-        self.head = self.catalogue.commit(staged, fields | load.fingerprints(staged))
-        self._records.clear()
-        logger.info("checkpoint %s committed in %.2f s", self.head.id, time.monotonic() - began)
+
+        def write() -> Checkpoint:
+            staged = self.catalogue.stage(fields["step"])
+            snapshot.write(copy, staged, base)
+            return self.catalogue.commit(staged, fields | load.fingerprints(staged))
+
+        self._commit = BackgroundCommit(write)
+
+    def commit(self) -> Checkpoint:
+        """Commit where training stands, and wait until it is on the disk. Raises StorageError."""
+        self.begin_commit()
+        return self.settle()
+
+    def settle(self) -> Checkpoint:
+        """Wait for the commit under way; `head` is then the newest one. Raises StorageError when it failed."""
+        if self._commit is not None:
+            commit, self._commit = self._commit, None
+            self.head = commit.result()
         return self.head
+
+    def look_at_commit(self) -> None:
+        """Take over a commit that has come to its end, without waiting for one that has not. Raises StorageError."""
+        if self._commit is not None and self._commit.settled:
+            self.settle()
 
     def _records_so_far(self) -> Records:
         return np.concatenate([np.zeros(0, RECORD_DTYPE), *self._records])
@@ -216,12 +245,13 @@ class Run:
 
         Side effects: later commits move to .undone/, after `on_lost` was told of the jobs they hold.
         """
+        self.settle()
         self._take_back_after(checkpoint_id)
         self.reload()
 
     def forget_job(self, job_id: str) -> None:
         """Go back to the commit before a job's first one, or to `head` when it has none. `on_lost` is not told."""
-        before = self.head.id
+        before = self.settle().id
         for manifest in reversed(self.catalogue.manifests()):
             before = manifest["id"]
             if all(job["job_id"] != job_id for job in manifest["jobs"]):
@@ -244,6 +274,7 @@ class Run:
             raise CheckpointError("no checkpoint is left", where=str(self.workspace.run_dir(self.settings.run)))
         self.head = head
         self.state = snapshot.read_state(head)
+        self._committed_step = self.state.step
         self._records.clear()
         if self.state.method == "lora" and not (head.folder / ADAPTER_WEIGHTS).exists():
             self._engine = None  # back at the base: its adapter begins afresh

@@ -59,6 +59,7 @@ class Worker:
 
     def tick(self) -> Did:
         """Obey an order, take an optimizer step, or take up a job."""
+        self.run.look_at_commit()
         order = self._orders.look()
         if order is not None and self._obey(order) is Did.STOP:
             return Did.STOP
@@ -172,8 +173,8 @@ class Worker:
         if training.finished:
             self.run.commit()
             self._finish(training.job, self.run.head.manifest)
-        elif self.run.state.step - self.run.head.step >= every:
-            self.run.commit()
+        elif self.run.steps_since_commit >= every:
+            self.run.begin_commit()
 
     def _show(self, training: JobTraining, step: Step) -> None:
         result, number = step.result, self.run.state.step
