@@ -298,12 +298,49 @@ class System:
         return asdict(self)
 
 
-def read_system(folder: Path) -> System:
-    """Facts about this machine and the disk below `folder`. CPU load is counted from the last call."""
-    memory, disk = psutil.virtual_memory(), psutil.disk_usage(str(folder))
+class SystemProbe:
+    """Reads this machine and the disk below a folder. The CPU load is the mean since the reading before.
+
+    psutil's own non-blocking load counts from the last call of the same thread, which in a pool of threads is mostly
+    none: it then says 0 %. So the times are kept here, for at least `window_s` between two measurements.
+    """
+
+    def __init__(self, folder: Path, *, window_s: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._folder = folder
+        self._window_s = window_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._measured_at = clock()
+        self._busy_s, self._total_s = _cpu_seconds()
+        self._percent = 0.0
+
+    def read(self) -> System:
+        """The facts now."""
+        memory, disk = psutil.virtual_memory(), psutil.disk_usage(str(self._folder))
+        return _system(memory, disk, self._cpu_percent())
+
+    def _cpu_percent(self) -> float:
+        with self._lock:
+            now = self._clock()
+            if now - self._measured_at >= self._window_s:
+                busy_s, total_s = _cpu_seconds()
+                if total_s > self._total_s:
+                    self._percent = 100 * (busy_s - self._busy_s) / (total_s - self._total_s)
+                self._measured_at, self._busy_s, self._total_s = now, busy_s, total_s
+            return min(100.0, max(0.0, self._percent))
+
+
+def _cpu_seconds() -> tuple[float, float]:
+    """(busy, all) seconds of all cores since boot."""
+    times = psutil.cpu_times()
+    total = sum(times[:8])  # user to steal; guest time is already counted in user
+    return total - times.idle - times.iowait, total
+
+
+def _system(memory: Any, disk: Any, cpu_percent: float) -> System:  # psutil's named tuples
     return System(
         cpu_count=psutil.cpu_count() or 1,
-        cpu_percent=psutil.cpu_percent(None),
+        cpu_percent=cpu_percent,
         load_1m=os.getloadavg()[0],
         memory_total_bytes=memory.total,
         memory_available_bytes=memory.available,

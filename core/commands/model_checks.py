@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 
+import psutil
+
 from core.commands.machine_checks import FAIL, PASS, WARN, Finding
 from core.commands.ports import addresses, problem
-from core.gpu import GpuReading, NvmlProbe, read_system
+from core.gpu import GpuReading, NvmlProbe
 from core.paths import Workspace
 from core.settings import Settings
 from core.status import STALE_AFTER_S, age_s, read_status
@@ -137,7 +139,7 @@ def memory(workspace: Workspace, settings: Settings, reading: GpuReading) -> Fin
     )
     needed_bytes = int(parameters * (_LORA_BYTES if lora else _FULL_BYTES))
     totals = [gpu.memory_total_bytes for gpu in reading.devices if gpu.memory_total_bytes]
-    there_bytes = max(totals) if totals else read_system(workspace.root).memory_available_bytes
+    there_bytes = max(totals) if totals else psutil.virtual_memory().available
     place = "on the GPU" if totals else "available"
     message = (
         f"{parameters / 1e6:.1f} M parameters, {'LoRA' if lora else 'full fine-tuning'}: about "

@@ -6,7 +6,7 @@ Reads    NVML through core.gpu's helper process, /proc, status/daemon.json for t
 import os
 from collections.abc import Iterator
 
-from core.gpu import GpuProbe, read_processes, read_system
+from core.gpu import GpuProbe, SystemProbe, read_processes
 from core.paths import Workspace
 from core.status import read_status
 from monitoring.api.query import Document, Query
@@ -21,6 +21,7 @@ class MachinePlugin:
     def __init__(self, workspace: Workspace, probe: GpuProbe) -> None:
         self._workspace = workspace
         self._probe = probe
+        self._system = SystemProbe(workspace.root)
 
     def read(self, query: Query) -> Document:
         """{"gpus": [...] (empty without a GPU), "driver", "error", "system", "processes": [{name, pid, rss_bytes}]}."""
@@ -31,7 +32,7 @@ class MachinePlugin:
             "gpus": list(reading["devices"]),
             "driver": reading["driver"],
             "error": reading["error"],
-            "system": read_system(self._workspace.root).as_dict(),
+            "system": self._system.read().as_dict(),
             "processes": facts,
         }
 

@@ -51,7 +51,7 @@ class StatusPlugin:
 def health(document: Document | None, stamp: str) -> Document:
     """{"state": absent|stopped|ok|stale, "age_s", "message"} of a status file with a heartbeat."""
     if document is None:
-        return {"state": "absent", "age_s": None, "message": "it has not written its status yet"}
+        return {"state": "absent", "age_s": None, "message": "it has said nothing yet"}
     age = age_s(_text(document.get(stamp)))
     if document.get("state") == "stopped":
         return {"state": "stopped", "age_s": age, "message": "it was stopped"}

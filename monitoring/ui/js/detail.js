@@ -67,7 +67,7 @@ async function showJob(id) {
     verdict.fix ? h("p", { class: "fix", text: verdict.fix }) : null,
     list([
       ["state", verdict.state], ["code", verdict.code === "ok" ? null : verdict.code], ["line", verdict.line], ["column", verdict.column], ["field", verdict.field],
-      ["rows", `${number(verdict.rows)}: ${number(verdict.rows_train)} trained on, ${number(verdict.rows_held_out)} held out, ${number(verdict.rows_set_aside)} set aside, ${number(verdict.rows_dropped)} dropped`],
+      ["rows", verdict.state === "rejected" ? number(verdict.rows) : `${number(verdict.rows)}: ${number(verdict.rows_train)} trained on, ${number(verdict.rows_held_out)} held out, ${number(verdict.rows_set_aside)} set aside, ${number(verdict.rows_dropped)} dropped`],
       ["tokens", tokens?.total ? `${number(tokens.total)}, ${number(tokens.trained)} trained; longest row ${number(tokens.max)}` : null],
       ["size", bytes(verdict.bytes)], ["spec", verdict.spec], ["level", verdict.level],
       ["received", clock(verdict.received_at)], ["finished", verdict.finished_at ? clock(verdict.finished_at) : null],

@@ -13,7 +13,8 @@ function stations({ daemon, training, deployment, health }, { lanes, ignored_tot
   const alive = health.daemon.state === "ok";
   const waiting = lanes.high + lanes.normal + lanes.low;
   const trains = lanes.active > 0;
-  const steps = training && training.total_steps ? `step ${number(training.current_step)} of ${number(training.total_steps)}` : "starting";
+  const total = training?.job_steps ?? training?.total_steps;
+  const steps = total ? `step ${number(training.job_step ?? training.current_step)} of ${number(total)}` : "starting";
   const judged = leaderboard?.candidates?.at(-1);
   const serving = deployment?.serving;
   return [
@@ -23,7 +24,7 @@ function stations({ daemon, training, deployment, health }, { lanes, ignored_tot
     { name: "training", value: trains ? (alive ? steps : "interrupted") : "at rest", note: daemonWord(daemon, health.daemon),
       mood: !alive ? "off" : trains ? (daemon.state === "paused" || daemon.state === "blocked" ? "warn" : "busy") : "calm" },
     { name: "judge", value: judged ? judged.decision.replace("_", " ") : "no verdict yet", note: judged ? judged.id : "", mood: judged ? decisionMood(judged.decision) : "calm" },
-    { name: "served", value: serving ?? "nothing", note: deployment ? (health.deployment.state === "ok" && deployment.ok !== false ? "answers" : deployment.error || health.deployment.message) : "server not asked yet",
+    { name: "served", value: serving ?? "nothing", note: deployment ? (health.deployment.state === "ok" && deployment.ok !== false ? "answers" : "does not answer") : "server not asked yet",
       mood: serving ? (health.deployment.state === "ok" && deployment.ok !== false ? "good" : "warn") : "calm" },
   ];
 }

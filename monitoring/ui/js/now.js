@@ -25,8 +25,8 @@ export function now({ daemon, training, health, root }) {
 }
 
 function drawJob(training, health, runs, old) {
-  const total = training?.total_steps ?? 0;
-  const step = training?.current_step ?? 0;
+  const total = training?.job_steps ?? training?.total_steps ?? 0;
+  const step = training?.job_step ?? training?.current_step ?? 0;
   const known = runs && training && total > 0;
   setText($("now-file"), runs ? (training?.current_file ?? "") : "no job is being trained");
   const bar = $("progress");

@@ -1,16 +1,16 @@
 // The narrow column: what is served, the lanes, what is left alone, checkpoints, generators, the machine, the journal.
 import { $, command, emptyNote, facts, h, keyed, setText } from "./dom.js";
-import { ago, bytes, clock, loss as lossText, number, plural } from "./format.js";
+import { ago, bytes, clock, loss as lossText, number, plural, shellWord } from "./format.js";
 import { once } from "./feed.js";
 import { checkpointLink, fileRow, jobLink } from "./detail.js";
 
-let lineageOf = null;
+let lineageOf; // undefined until the first answer
 
 /** Draw what the inference server says it serves, and the files it was made from. */
 export async function served({ deployment, health, root }) {
-  keyed($("start-commands"), [`cp your.jsonl ${root}/inbox/`, ...(health.daemon.state === "ok" ? [] : [`dropforge up --root ${root}`])], (text) => text, command);
+  keyed($("start-commands"), [`cp your.jsonl ${shellWord(`${root}/inbox/`)}`, ...(health.daemon.state === "ok" ? [] : [`dropforge up --root ${shellWord(root)}`])], (text) => text, command);
   const serving = deployment?.serving ?? null;
-  const answers = !deployment ? "not asked yet" : health.deployment.state !== "ok" ? health.deployment.message : deployment.ok === false ? (deployment.error ?? "does not answer") : "answers";
+  const answers = !deployment ? "not asked yet" : health.deployment.state !== "ok" ? health.deployment.message : deployment.ok === false ? `does not answer: ${String(deployment.error ?? "no reason given").slice(0, 90)}` : "answers";
   facts($("served-facts"), [["checkpoint", serving ? checkpointLink(serving) : "nothing yet"], ["before it", deployment?.previous ? checkpointLink(deployment.previous) : "–"],
     ["server", deployment?.url ?? "–"], ["state", answers]]);
   if (serving === lineageOf) return;
@@ -19,7 +19,7 @@ export async function served({ deployment, health, root }) {
   try {
     if (serving) files = (await once(`/api/lineage/${encodeURIComponent(serving)}`)).files;
   } catch {
-    lineageOf = null; // asked again with the next news
+    lineageOf = undefined; // asked again with the next news
   }
   emptyNote($("served-empty"), files.length === 0, serving ? "The base model: no file of yours yet." : "A model is served after the first start.");
   keyed($("served-files"), files.slice(-12).reverse(), (file) => file.job_id, fileRow);

@@ -3,13 +3,14 @@
 import json
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from core.gpu import FakeGpuProbe, Gpu, GpuReading, NvmlProbe, collect, read_processes, read_system
+from core.gpu import FakeGpuProbe, Gpu, GpuReading, NvmlProbe, SystemProbe, collect, read_processes
 
 
 class NvmlError(Exception):
@@ -164,11 +165,21 @@ def _is_our_helper(pid: str) -> bool:
 
 
 def test_system_facts_are_in_bytes_and_percent(tmp_path: Path) -> None:
-    system = read_system(tmp_path)
+    system = SystemProbe(tmp_path).read()
     assert system.cpu_count >= 1
     assert 0 <= system.cpu_percent <= 100
     assert 0 < system.memory_available_bytes < system.memory_total_bytes
     assert 0 <= system.disk_free_bytes < system.disk_total_bytes
+
+
+def test_the_cpu_load_is_the_same_from_every_thread(tmp_path: Path, clock: Any, monkeypatch: Any) -> None:
+    busy = iter([(10.0, 100.0), (40.0, 140.0)])
+    monkeypatch.setattr("core.gpu._cpu_seconds", lambda: next(busy))
+    probe = SystemProbe(tmp_path, clock=clock)
+    clock.advance(2)
+    with ThreadPoolExecutor(4) as pool:
+        seen = list(pool.map(lambda _: probe.read().cpu_percent, range(4)))
+    assert seen == [75.0] * 4
 
 
 def test_a_process_that_is_gone_is_left_out() -> None:
