@@ -9,6 +9,6 @@ if [ -x .venv/bin/dropforge ] && [ "$(cat "$stamp" 2>/dev/null)" = "$state" ]; t
 echo "installing into .venv (torch makes the first time long)" >&2
 .venv/bin/python -m pip install --quiet --constraint constraints.txt setuptools
 .venv/bin/python -m pip install --quiet --constraint constraints.txt --no-build-isolation \
-  --config-settings editable_mode=compat --editable ".[dev]"
+  --config-settings editable_mode=compat --editable ".[dev,notify]"
 scripts/page_assets.sh
 printf '%s' "$state" > "$stamp"

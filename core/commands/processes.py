@@ -17,6 +17,7 @@ import click
 
 from core.commands.invocation import common_options, current, finish
 from core.commands.ports import addresses, require_free
+from core.daemon.children import SHARED_CPU
 from core.daemon.pid_manager import InstanceLock
 from core.daemon.supervisor import ChildExit, ChildSpec, Restart, Supervisor
 from core.errors import AlreadyRunningError, ConfigError, StorageError, UsageError
@@ -106,7 +107,8 @@ def child_specs(workspace: Workspace, environment: dict[str, str], daemon_option
     def spec(name: str, module: str, restart: Restart, output: Path | None, *options: str) -> ChildSpec:
         argv = (sys.executable, "-m", module, "--root", str(workspace.root), *options)
         grace_s = _DAEMON_GRACE_S if output is None else 20.0
-        return ChildSpec(name, argv, restart, environment, output=output, stop_grace_s=grace_s, fatal_after=None)
+        shared = {**SHARED_CPU, **environment}
+        return ChildSpec(name, argv, restart, shared, output=output, stop_grace_s=grace_s, fatal_after=None)
 
     return [
         spec("serve", "inference", Restart.ALWAYS, workspace.logs_dir / "serve.out"),

@@ -1,0 +1,182 @@
+"""submit, check, ask: files handed over whole, checked where they lie, and answers that name their checkpoint."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.cli import main
+from core.job_queue import new_job_id, new_verdict
+from core.paths import Workspace
+
+Capture = pytest.CaptureFixture[str]
+GOOD = '{"text": "a row"}\n'
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(GOOD)
+    return path
+
+
+def test_submit_writes_what_it_was_told_into_the_sidecar(workspace: Workspace, rows: Path) -> None:
+    rows.with_name("rows.jsonl.meta.json").write_text('{"columns": {"text": "body"}, "spec": "other"}')
+    options = ["--spec", "completion_v1", "--priority", "high", "--generator", "syllo_local@1.2"]
+    assert main(["submit", str(rows), *options, "--root", str(workspace.root)]) == 0
+    sidecar = json.loads((workspace.inbox / "high" / "rows.jsonl.meta.json").read_text())
+    assert sidecar.pop("sha256")
+    assert sidecar == {
+        "columns": {"text": "body"},
+        "spec": "completion_v1",
+        "priority": "high",
+        "generator_id": "syllo_local",
+        "generator_version": "1.2",
+    }
+
+
+@pytest.mark.parametrize("name", ["absent.jsonl", "rows.txt", ".hidden.jsonl"])
+def test_submit_refuses_what_the_inbox_would_not_take(workspace: Workspace, tmp_path: Path, name: str) -> None:
+    if name != "absent.jsonl":
+        (tmp_path / name).write_text(GOOD)
+    assert main(["submit", str(tmp_path / name), "--root", str(workspace.root)]) == 2
+    assert [p for p in workspace.inbox.iterdir() if p.is_file()] == []
+
+
+def play_daemon(workspace: Workspace, state: str) -> Callable[[], bool]:
+    """Returns a step that claims what lies in the inbox and ends it in `state`, as the daemon would."""
+
+    def step() -> bool:
+        data = [p for p in workspace.inbox.glob("*.jsonl")]
+        for path in data:
+            job_id = new_job_id(None)
+            parent = workspace.rejected_dir if state == "rejected" else workspace.lane(state)
+            sha256 = json.loads(path.with_name(path.name + ".meta.json").read_text())["sha256"]
+            claim = workspace.claim_dir / job_id
+            claim.mkdir()
+            path.rename(claim / path.name)
+            verdict = new_verdict(job_id=job_id, file=path.name, sha256=sha256, state=state, message="so it is")
+            (claim / "verdict.json").write_text(json.dumps(verdict))
+            claim.rename(parent / job_id)
+        return bool(data)
+
+    return step
+
+
+@pytest.mark.parametrize(("state", "code"), [("done", 0), ("rejected", 5), ("failed", 5)])
+def test_submit_wait_returns_with_the_verdict(
+    workspace: Workspace, rows: Path, wait_until: Callable[..., None], capsys: Capture, state: str, code: int
+) -> None:
+    play_daemon(workspace, state)()
+    codes: list[int] = []
+    argv = ["submit", str(rows), "--wait", "--json", "--root", str(workspace.root)]
+    waiting = threading.Thread(target=lambda: codes.append(main(argv)))
+    waiting.start()
+    wait_until(play_daemon(workspace, state), what="the drop")
+    waiting.join(20)
+    assert codes == [code]
+    (entry,) = json.loads(capsys.readouterr().out)["files"]
+    assert len(entry["job_id"]) == 29
+
+
+def test_check_moves_and_writes_nothing(workspace: Workspace, rows: Path, capsys: Capture) -> None:
+    before = sorted(workspace.root.rglob("*"))
+    assert main(["check", str(rows), "--root", str(workspace.root)]) == 0
+    assert sorted(workspace.root.rglob("*")) == before
+    assert rows.read_text() == GOOD
+    assert "rows.jsonl: accepted (ok), 1 rows" in capsys.readouterr().out
+
+
+def test_check_of_a_bad_file_among_good_ones_exits_five_and_names_the_line(
+    workspace: Workspace, rows: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(GOOD + '{"text": \n')
+    assert main(["check", str(rows), str(bad), "--root", str(workspace.root)]) == 5
+    shown = capsys.readouterr().out
+    assert "line 2" in shown
+    assert "fix:" in shown
+
+
+def test_show_mask_brackets_what_is_trained(tmp_path: Path, capsys: Capture) -> None:
+    root = tmp_path / "root"
+    assert main(["init", str(root)]) == 0
+    chat = tmp_path / "chat.jsonl"
+    turns = [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "reply"}]
+    chat.write_text(json.dumps({"messages": turns}) + "\n")
+    assert main(["check", str(chat), "--show-mask", "1", "--root", str(root)]) == 0
+    shown = capsys.readouterr().out
+    assert "[reply<|im_end|>]" in shown
+    assert "[ask" not in shown
+
+
+class Server(ThreadingHTTPServer):
+    """An inference server that answers one sentence and remembers what it was asked."""
+
+    asked: dict[str, Any]
+    key: str | None
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self) -> None:
+        self.server.asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.key = self.headers.get("Authorization")
+        if self.server.asked.get("stream"):
+            body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in self.chunks()) + "data: [DONE]\n\n"
+        else:
+            body = json.dumps({"choices": [{"message": {"content": "blue"}}], "system_fingerprint": "7-abc"})
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def chunks(self) -> Iterator[dict[str, Any]]:
+        for text in ("bl", "ue\x1b[2J"):
+            yield {"system_fingerprint": "7-abc", "choices": [{"delta": {"content": text}}]}
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Stay quiet."""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_ask_streams_the_answer_and_names_the_checkpoint_on_stderr(
+    workspace: Workspace, server: Server, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INFERENCE_API_KEY", "secret")
+    options = ["--set", f"inference.port={server.server_port}", "--root", str(workspace.root)]
+    assert main(["ask", "what colour?", "--checkpoint", "7-abc", *options]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "blue\\x1b[2J\n", "what could steer the terminal is shown, not obeyed"
+    assert shown.err == "[7-abc]\n"
+    assert server.asked["model"] == "7-abc"
+    assert server.key == "Bearer secret"
+
+
+def test_ask_with_json_prints_the_servers_own_document(workspace: Workspace, server: Server, capsys: Capture) -> None:
+    options = ["--set", f"inference.port={server.server_port}", "--root", str(workspace.root)]
+    assert main(["ask", "what colour?", "--json", *options]) == 0
+    assert json.loads(capsys.readouterr().out)["system_fingerprint"] == "7-abc"
+    assert server.asked["model"] == "dropforge"
+
+
+def test_ask_without_a_server_says_so(workspace: Workspace, server: Server, capsys: Capture) -> None:
+    port = server.server_port
+    server.shutdown()
+    server.server_close()
+    assert main(["ask", "hi", "--set", f"inference.port={port}", "--root", str(workspace.root)]) == 1
+    assert "does not answer" in capsys.readouterr().err
