@@ -49,6 +49,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pin": ("orders", "Keep a checkpoint."),
     "export": ("export", "Write a checkpoint as a model folder."),
     "ask": ("ask", "Ask the served model."),
+    "report": ("report", "Say what happened since a time."),
     "verify": ("audit", "Recount and re-hash everything."),
     "lineage": ("models", "Trace a checkpoint to its files, or a file to its checkpoints."),
 }

@@ -9,12 +9,12 @@ from typing import Any  # the answer is a JSON document
 import click
 
 from core.commands.invocation import common_options, current, finish
+from core.commands.liveness import daemon_runs
 from core.commands.output import coloured, say, table
 from core.daemon.pid_manager import InstanceLock
 from core.errors import AnswerNoError
 from core.paths import Workspace
 from core.settings import Settings
-from core.status import STALE_AFTER_S, age_s, read_status
 
 _LOOKS = 3  # a running daemon moves jobs between our reads: what is really broken is so each time
 
@@ -34,7 +34,7 @@ def verify_command(wanted: str | None, rebuild: bool) -> None:
         _rebuild_ledger(workspace, settings)
     doc = verify(workspace, run, wanted)
     for _ in range(_LOOKS - 1):
-        if doc["ok"] or not _daemon_runs(workspace):
+        if doc["ok"] or not daemon_runs(workspace):
             break
         doc = verify(workspace, run, wanted)
     current().show(doc, lambda: _show(doc))
@@ -52,12 +52,6 @@ def _rebuild_ledger(workspace: Workspace, settings: Settings) -> None:
     finally:
         lock.release()
     click.echo("ledger rebuilt: " + ", ".join(f"{name} {count}" for name, count in rows.items()), err=True)
-
-
-def _daemon_runs(workspace: Workspace) -> bool:
-    daemon = read_status(workspace.status_file("daemon.json")) or {}
-    age = age_s(daemon.get("heartbeat"))
-    return daemon.get("state") != "stopped" and age is not None and age < STALE_AFTER_S
 
 
 def _show(doc: dict[str, Any]) -> None:

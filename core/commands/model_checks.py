@@ -15,12 +15,12 @@ from pathlib import Path
 
 import psutil
 
+from core.commands.liveness import daemon_runs
 from core.commands.machine_checks import FAIL, PASS, WARN, Finding
 from core.commands.ports import addresses, problem
 from core.gpu import GpuReading, NvmlProbe
 from core.paths import Workspace
 from core.settings import Settings
-from core.status import STALE_AFTER_S, age_s, read_status
 
 EMBEDDED_MODEL = "dropforge-tiny"
 _LORA_FROM_PARAMETERS = 300_000_000  # the contract's border between full fine-tuning and LoRA
@@ -66,9 +66,7 @@ def ports(workspace: Workspace, settings: Settings) -> Finding:
     if not refused:
         return Finding("ports", PASS, ", ".join(str(a.port) for a in addresses(settings)) + " are free")
     address, why = refused[0]
-    daemon = read_status(workspace.status_file("daemon.json")) or {}
-    age = age_s(daemon.get("heartbeat"))
-    if daemon.get("state") != "stopped" and age is not None and age < STALE_AFTER_S:
+    if daemon_runs(workspace):
         return Finding("ports", PASS, "Dropforge is running in this root")
     message = f"port {address.port} on {address.host} {why}"
     return Finding("ports", FAIL, message, f"choose another for {address.setting} in config.json")

@@ -12,9 +12,10 @@ import click
 
 from core.checkpoints import Catalogue
 from core.commands.invocation import common_options, current
+from core.commands.liveness import daemon_runs
 from core.commands.output import say
-from core.control import write_command, write_request
-from core.errors import DeadlineError
+from core.control import command_of, write_command, write_request
+from core.errors import DeadlineError, UsageError
 from core.job_queue import JobQueue
 from core.paths import Workspace
 from core.status import read_status
@@ -26,14 +27,19 @@ _WAIT_S = 600.0  # an optimizer step of a large model and a commit fit into it
 def _order(command: str, wait: bool, **arguments: object) -> None:
     """Write a bare command; with `wait`, return when the daemon says it has taken effect."""
     workspace = current().workspace()
+    alive = daemon_runs(workspace)
+    if wait and not alive:
+        raise UsageError(f"{command}: no daemon runs in this root", where=str(workspace.root), fix="dropforge up")
     before = _acknowledged(workspace)
     write_command(workspace, command, **arguments)
     acknowledged = _wait_for(workspace, command, before) if wait else None
     doc = {"command": command, "acknowledged": acknowledged}
-    current().show(doc, lambda: say(_order_line(command, acknowledged)))
+    current().show(doc, lambda: say(_order_line(command, acknowledged, alive)))
 
 
-def _order_line(command: str, acknowledged: dict[str, Any] | None) -> str:
+def _order_line(command: str, acknowledged: dict[str, Any] | None, alive: bool) -> str:
+    if not alive:
+        return f"{command}: asked for, but no daemon runs in this root (dropforge up)"
     if acknowledged is None:
         return f"{command}: asked for; the daemon obeys after the current optimizer step"
     return f"{command}: done at step {acknowledged.get('step')}, checkpoint {acknowledged.get('checkpoint') or '-'}"
@@ -94,7 +100,15 @@ def pause_command(reason: str, release_gpu: bool, wait: bool) -> None:
 @common_options
 def resume_command(wait: bool) -> None:
     """Go on after a pause."""
+    _take_pause_back(current().workspace())
     _order("resume", wait)
+
+
+def _take_pause_back(workspace: Workspace) -> None:
+    """Delete a standing pause: it would outlive an order that no daemon is there to hear."""
+    for path in workspace.control_dir.glob("*"):
+        if command_of(path.name) == "pause" and not path.is_dir():
+            path.unlink(missing_ok=True)
 
 
 @click.command("skip")

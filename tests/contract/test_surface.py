@@ -49,6 +49,7 @@ VERBS = {
     "verify": ["--rebuild"],
     "lineage": [],
     "ask": ["--checkpoint"],
+    "report": ["--since", "--html"],
 }
 KEYS: dict[str, Any] = {
     "hyperparams.epochs": 1,

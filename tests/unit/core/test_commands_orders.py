@@ -35,6 +35,7 @@ def test_a_pause_carries_its_reason_and_the_wish_for_the_gpu(workspace: Workspac
 def test_wait_returns_when_the_daemon_says_the_order_is_in_effect(
     workspace: Workspace, wait_until: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    SampleRoot(workspace).daemon()
     ack = {"command": "pause", "seen_at": iso_now(), "effective_at": iso_now(), "step": 1, "checkpoint": None}
     write_status(workspace.status_file("control.json"), ack)
     codes: list[int] = []
@@ -46,6 +47,22 @@ def test_wait_returns_when_the_daemon_says_the_order_is_in_effect(
     waiting.join(20)
     assert codes == [0]
     assert "step 7" in capsys.readouterr().out
+
+
+def test_without_a_daemon_waiting_is_refused_and_asking_says_so(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["checkpoint", "--wait", "--root", str(workspace.root)]) == 2
+    assert control_files(workspace) == {}
+    assert main(["checkpoint", "--root", str(workspace.root)]) == 0
+    assert "no daemon runs" in capsys.readouterr().out
+
+
+def test_resume_takes_a_pause_back_that_no_daemon_has_heard(workspace: Workspace) -> None:
+    assert main(["pause", "--root", str(workspace.root)]) == 0
+    (workspace.control_dir / "pause").rename(workspace.control_dir / "PAUSE")
+    assert main(["resume", "--root", str(workspace.root)]) == 0
+    assert control_files(workspace) == {"resume": {}}
 
 
 def test_a_request_names_the_checkpoint_in_full(workspace: Workspace) -> None:
