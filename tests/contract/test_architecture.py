@@ -32,6 +32,7 @@ ADAPTERS = {
     "core/tokenizer_files.py": "tokenizers",
     "inference/model_slot.py": "torch transformers",
     "inference/engine/": "torch transformers",
+    "monitoring/reports/": "numpy requests apprise",
 }
 CORE_LEVELS = (
     "errors paths",
