@@ -66,10 +66,9 @@ class Deployer:
         except DropforgeError as error:
             logger.error("checkpoint %s cannot serve: %s", checkpoint_id, error)
             return False
-        self._table.put(slot)
         if self._store.current() != checkpoint_id:
             self._store.flip(checkpoint_id)
-        self._serve(checkpoint_id)
+        self._serve(slot)
         return True
 
     def reload(
@@ -122,9 +121,8 @@ class Deployer:
         loaded = time.perf_counter()
         report = self._gate(slot, canaries)
         gated = time.perf_counter()
-        self._table.put(slot)
         self._store.flip(checkpoint_id)
-        self._serve(checkpoint_id)
+        self._serve(slot)
         self._metrics.deployment("served")
         self._tidy()
         seconds = {
@@ -168,9 +166,8 @@ class Deployer:
                     f"the previous checkpoint {target} cannot serve: {error.message}", fix="publish the one you want"
                 ) from error
             before = self._table.serving_id
-            self._table.put(slot)
             self._store.flip(target)
-            self._serve(target)
+            self._serve(slot)
             self._metrics.deployment("rolled_back")
             return {"id": target, "previous": before, "changed": True}
 
@@ -232,10 +229,10 @@ class Deployer:
         fastest = serving.token_s if serving is not None and same_base else float("inf")
         return self._scheduler.run_job(pass_gate(slot, canaries, fastest)).result(_MOST_LOAD_S)
 
-    def _serve(self, checkpoint_id: str) -> None:
-        self._table.serve(checkpoint_id)
-        self._metrics.serving(checkpoint_id)
-        logger.info("serving %s", checkpoint_id)
+    def _serve(self, slot: ModelSlot) -> None:
+        self._table.serve(slot)
+        self._metrics.serving(slot.id)
+        logger.info("serving %s", slot.id)
 
     def _tidy(self) -> None:
         try:

@@ -111,7 +111,9 @@ def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
         RefusedCheckpointError: something that may not travel. DamagedTransferError: bytes differ.
     """
     found = set()
-    for entry in os.scandir(folder):
+    with os.scandir(folder) as entries:
+        listed = list(entries)
+    for entry in listed:
         mode = entry.stat(follow_symlinks=False).st_mode
         allowed = entry.name == MANIFEST_FILE or TRAVELLING.fullmatch(entry.name)
         if not stat.S_ISREG(mode) or not allowed:

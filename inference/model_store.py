@@ -74,7 +74,8 @@ class ModelStore:
     def stored_ids(self) -> list[str]:
         """Every checkpoint folder, by step."""
         try:
-            names = [e.name for e in os.scandir(self.folder) if e.is_dir(follow_symlinks=False)]
+            with os.scandir(self.folder) as entries:
+                names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
         except FileNotFoundError:
             return []
         return sorted((n for n in names if CHECKPOINT_ID.fullmatch(n)), key=lambda n: (int(n.partition("-")[0]), n))

@@ -52,9 +52,9 @@ class Sampler:
     def draw(self, logits_V: LogitsRow) -> int:
         """The next token. Raises FloatingPointError when the logits are not finite."""
         if self._how.plain_greedy:
-            return int(np.argmax(logits_V))
+            return _finite_peak(logits_V)
         scores_V = self._adjusted(logits_V)
-        token = int(np.argmax(scores_V)) if self._how.temperature == 0 else self._pick(scores_V)
+        token = _finite_peak(scores_V) if self._how.temperature == 0 else self._pick(scores_V)
         self._counts[token] += 1
         return token
 
@@ -71,6 +71,8 @@ class Sampler:
         scaled = scores_V[order].astype(np.float64) / self._how.temperature
         weights = np.exp(scaled - scaled.max())
         weights /= weights.sum()
+        if not np.isfinite(weights[0]):
+            raise FloatingPointError("logits that are not finite")
         if self._how.top_p < 1.0:
             by_weight = np.argsort(-weights, kind="stable")
             reached = np.cumsum(weights[by_weight])
@@ -85,6 +87,14 @@ class Sampler:
         if not 0 < k < len(scores_V):
             return np.arange(len(scores_V))
         return np.sort(np.argpartition(-scores_V, k - 1)[:k])
+
+
+def _finite_peak(scores_V: LogitsRow) -> int:
+    """The arg max; NumPy's stops at the first NaN, so a NaN anywhere is found here. Raises FloatingPointError."""
+    token = int(np.argmax(scores_V))
+    if not np.isfinite(scores_V[token]):
+        raise FloatingPointError("logits that are not finite")
+    return token
 
 
 def score_row(logits_V: LogitsRow, token: int, top: int) -> TokenScore:

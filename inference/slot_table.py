@@ -94,12 +94,12 @@ class SlotTable:
             self._slots[slot.id] = slot
             self._evict((slot.id,))
 
-    def serve(self, checkpoint_id: str) -> None:
-        """From now on the alias means this slot. Raises ModelNotLoadedError."""
+    def serve(self, slot: "ModelSlot") -> None:
+        """Add the slot and let the alias mean it from now on, in one step: in two it could be dropped between them."""
         with self._lock:
-            if checkpoint_id not in self._slots:
-                raise ModelNotLoadedError(f"the model {checkpoint_id!r} is not loaded")
-            self._serving = checkpoint_id
+            slot.last_used_s = time.monotonic()
+            self._slots[slot.id] = slot
+            self._serving = slot.id
             self._evict(())
 
     def forget(self, checkpoint_id: str) -> None:

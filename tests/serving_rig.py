@@ -150,7 +150,9 @@ def running(workspace: Workspace, *overrides: str, env: Mapping[str, str] | None
         server.kill()
 
 
-def ready_root(folder: Path, checkpoints: Sequence[int] = (0, 10), scale: float = 6.0) -> tuple[Workspace, list[Checkpoint]]:
+def ready_root(
+    folder: Path, checkpoints: Sequence[int] = (0, 10), scale: float = 6.0
+) -> tuple[Workspace, list[Checkpoint]]:
     """A root with a chain of untrained tiny checkpoints."""
     workspace = Workspace(folder)
     folder.mkdir(parents=True)

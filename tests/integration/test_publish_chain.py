@@ -82,9 +82,7 @@ def test_publishing_what_serves_already_changes_nothing(root: Workspace, server:
     assert server.get("/v1/checkpoints").json()["previous"] is None
 
 
-def test_adapters_are_served_on_their_base_and_equal_what_peft_computes(
-    root: Workspace, server: ServerProcess
-) -> None:
+def test_adapters_are_served_on_their_base_and_equal_what_peft_computes(root: Workspace, server: ServerProcess) -> None:
     for step in (30, 40):
         done = server.publish(str(step))
         assert done.returncode == 0, done.stderr
@@ -154,7 +152,9 @@ def test_a_transfer_killed_halfway_shows_nothing_and_the_next_one_completes(
     shim = root.root / "bin"
     shim.mkdir()
     real = shutil.which("rsync")
-    (shim / "rsync").write_text(f'#!/bin/sh\n{real} --bwlimit=100 "$@" & child=$!\nsleep 0.7; kill -9 $child; kill -9 $PPID\n')
+    (shim / "rsync").write_text(
+        f'#!/bin/sh\n{real} --bwlimit=100 "$@" & child=$!\nsleep 0.7; kill -9 $child; kill -9 $PPID\n'
+    )
     (shim / "rsync").chmod(0o755)
     broken = subprocess.run(argv, env={**server.env, "PATH": f"{shim}:{os.environ['PATH']}"}, check=False, timeout=60)
     assert broken.returncode == -signal.SIGKILL
@@ -289,9 +289,7 @@ def test_over_ssh_the_checkpoint_reaches_the_other_machine_and_a_foreign_host_ke
         key = {"Authorization": "Bearer answers"}
         assert server.get("/v1/checkpoints", headers=key).json()["serving"] == ids(root)[0]
         folder = Path(str(sshd["folder"]))
-        (folder / "known_hosts").write_text(
-            f"[127.0.0.1]:{sshd['port']} " + (folder / "other_key.pub").read_text()
-        )
+        (folder / "known_hosts").write_text(f"[127.0.0.1]:{sshd['port']} " + (folder / "other_key.pub").read_text())
         refused = server.publish("10")
         assert refused.returncode == 1
         assert "host key is not the known one" in refused.stderr
