@@ -62,6 +62,11 @@ class TrainerSettings:
     lora_rank: int
     threads: int | None
     step_timeout_s: float
+    spike_factor: float
+    on_spike: str
+    gradient_checkpointing: bool
+    patience: int
+    min_delta: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +127,17 @@ class MonitorSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ReportSettings:
+    """Reports, on demand and once a day."""
+
+    at: str | None
+    webhook: str | None
+    apprise: list[str]
+    price_per_hour: float | None
+    currency: str
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointSettings:
     """Retention."""
 
@@ -171,6 +187,7 @@ class Settings:
     evaluation: EvaluationSettings
     inference: InferenceSettings
     monitor: MonitorSettings
+    report: ReportSettings
     checkpoints: CheckpointSettings
     ledger: LedgerSettings
     auto_generate: AutoGenerateSettings

@@ -129,6 +129,8 @@ def _graded(before: Floats, after: Floats, metric: str, resamples: int, seed: in
     if metric == "score":
         return test
     gained, lost = int((after > before).sum()), int((before > after).sum())
+    low, high = test.ci95  # widened for few items, and a share cannot gain more than all of it
+    test = replace(test, ci95=(max(-1.0, low), min(1.0, high)))
     return replace(test, p_value=mcnemar_p(gained, lost), p_worse=mcnemar_p(lost, gained))
 
 

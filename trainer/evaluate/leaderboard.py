@@ -68,7 +68,8 @@ class Leaderboard:
             deploy = read_status(folder / "deploy.json") or {}
             refused = deploy.get("ok") is False and deploy.get("gate_failed", True)
             if refused and entry["decision"] in PROMOTING:
-                entry["before_gate"] = {"decision": entry["decision"], "reason": entry["reason"]}
+                entry["before_gate"] = {key: entry.get(key) for key in ("decision", "reason", "promote")}
+                entry["promote"] = False
                 entry["decision"] = "failed_gate"
                 why = deploy.get("error") or "the deployment gate refused it"
                 entry["reason"] = f"{why}; before that: {entry['reason']}"
@@ -88,23 +89,36 @@ def entry_of(metrics: Mapping[str, Any]) -> Entry:
 
 
 def best_ever(entries: Iterable[Mapping[str, Any]], serving: str | None) -> dict[str, Any]:
-    """For each suite the best value ever scored, by whom, and how far the serving checkpoint is below it."""
+    """For each suite the best value ever scored, by whom, and how far the serving checkpoint is below it.
+
+    A suite whose items changed begins anew, since the values cannot be compared.
+    """
     best: dict[str, Any] = {}
     serves: dict[str, float] = {}
     for entry in entries:
         for name, suite in entry["suites"].items():
-            if suite["value"] is None:
-                continue
-            if entry["id"] == serving:
-                serves[name] = suite["value"]
-            known = best.get(name)
-            same = known is not None and known["sha256"] == suite.get("sha256")
-            if known is None or not same or _gain(suite["metric"], known["value"], suite["value"]) > 0:
-                best[name] = {k: suite.get(k) for k in ("metric", "value", "n", "sha256")} | {"id": entry["id"]}
+            for one, value in _values(entry, name, suite):
+                if one == serving:
+                    serves[name] = value
+                known = best.get(name)
+                same = known is not None and known["sha256"] == suite.get("sha256")
+                if known is None or not same or _gain(suite["metric"], known["value"], value) > 0:
+                    best[name] = {k: suite.get(k) for k in ("metric", "n", "sha256")} | {"id": one, "value": value}
     for name, record in best.items():
-        lost = -_gain(record["metric"], record["value"], serves[name]) if name in serves else None
-        record["drop_since"] = lost
+        drop = -_gain(record["metric"], record["value"], serves[name]) if name in serves else None
+        record["drop_since"] = None if drop is None else max(0.0, drop)
     return best
+
+
+def _values(entry: Mapping[str, Any], name: str, suite: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """What the baseline and the candidate scored on one suite."""
+    found = []
+    before = ((entry.get("effect") or {}).get(name) or {}).get("before")
+    if before is not None and entry.get("baseline"):
+        found.append((str(entry["baseline"]), float(before)))
+    if suite["value"] is not None:
+        found.append((str(entry["id"]), float(suite["value"])))
+    return found
 
 
 def _gain(metric: str, before: float, after: float) -> float:

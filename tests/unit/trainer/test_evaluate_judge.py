@@ -265,7 +265,18 @@ def test_a_guard_that_falls_keeps_the_old_checkpoint(farm):
     assert doc["decision"] == "keep"
     assert "manners" in doc["reason"]
     best = farm.leaderboard()["best"]["manners"]
-    assert (best["id"], best["value"]) == (polite.id, 1.0)
+    assert (best["id"], best["value"], best["drop_since"]) == (polite.id, 1.0, 0.0)
+
+
+def test_the_drop_since_the_best_ever_is_on_the_leaderboard_and_the_base_counts(farm):
+    farm.hold_out(JOBS[0], 100)
+    farm.add_suite("manners", role="guard", tolerance=1.0)
+    farm.scorers[farm.base.id] = FakeScorer(lambda text: 3.0, lambda prompt: "right")
+    rude = farm.commit(5, JOBS[0], 1.0)
+    assert farm.judge(rude, farm.base)["decision"] == "promote"
+    farm.judge(rude, rude, only="incoming")
+    best = farm.leaderboard()["best"]["manners"]
+    assert (best["id"], best["value"], best["drop_since"]) == (farm.base.id, 1.0, 1.0)
 
 
 def test_each_failed_try_against_the_same_checkpoint_makes_the_next_one_harder(farm):
