@@ -1,10 +1,15 @@
 """How trainer, judge and publisher are started: one place for argv and environment (beside all arrows)."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 
 from core.daemon.supervisor import Child, ChildSpec, Restart, Supervisor
 from core.paths import Workspace
+
+# A torch team that spins while it waits starves its neighbours: with both cores busy elsewhere, a training step on
+# two threads took 670-2,000 ms where a waiting team that sleeps took 39-46 ms (docs/log.md, "Threads").
+SHARED_CPU = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive")}
 
 # Exit codes of our own programs (contract section 1): another try of these ends the same way.
 USAGE, GATE_FAILED = 2, 5
@@ -16,7 +21,7 @@ class Children:
     def __init__(self, workspace: Workspace, overrides: Sequence[str], supervisor: Supervisor) -> None:
         self._workspace = workspace
         self._supervisor = supervisor
-        self.environment = overrides_as_environment(overrides)
+        self.environment = {**SHARED_CPU, **overrides_as_environment(overrides)}
 
     def __getitem__(self, name: str) -> Child:
         return self._supervisor[name]
