@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from core.atomic import storage_error
 from core.daemon.background_worker import BackgroundWorker
 from core.daemon.catalogue_view import CatalogueView
 from core.daemon.children import Children
@@ -62,8 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         _prepare(context)
         return _run(context, options, lock.fd)
     except DropforgeError as error:
-        print(f"dropforge daemon: {error}", file=sys.stderr)  # noqa: T201  # the one line a person reads
-        return error.exit_code
+        return _end(error)
+    except OSError as error:
+        return _end(storage_error(error, Path(str(error.filename or options.root or "."))))
+
+
+def _end(error: DropforgeError) -> int:
+    print(f"dropforge daemon: {error}", file=sys.stderr)  # noqa: T201  # the one line a person reads
+    return error.exit_code
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:

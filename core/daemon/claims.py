@@ -118,11 +118,16 @@ class ClaimDesk:
         return claim
 
     def _not_taken(self, candidate: Candidate, folder: Path, error: OSError | StorageError) -> None:
-        """Leave no empty folder behind; a file that is simply gone is no error."""
-        _remove_if_empty(folder)
-        if not os.path.lexists(candidate.path):
-            logger.info("a file went away before it was taken: %r", candidate.path.name)
-            return
+        """Leave no empty folder behind; a file that is simply gone is no error.
+
+        When the rename was made and only its fsync failed, the claim stands and `recover` goes on with it.
+        """
+        name = candidate.path.name
+        if not (os.path.lexists(folder / name) or os.path.lexists(folder / _LINK_FOLDER / name)):
+            _remove_if_empty(folder)
+            if not os.path.lexists(candidate.path):
+                logger.info("a file went away before it was taken: %r", name)
+                return
         if isinstance(error, OSError):
             raise storage_error(error, candidate.path) from error
         raise error
@@ -251,7 +256,7 @@ def _remove_if_empty(folder: Path) -> bool:
     """Remove a claim folder that holds nothing but our own notes. Never removes anything that was dropped."""
     try:
         for entry in list(folder.iterdir()):
-            if entry.name in _NOTES:
+            if entry.name in _NOTES or (entry.name.startswith(".") and entry.name.endswith(".tmp")):
                 entry.unlink()
             elif entry.name == _LINK_FOLDER:
                 entry.rmdir()

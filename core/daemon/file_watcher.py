@@ -42,8 +42,10 @@ Identity = tuple[int, int]
 class _Waker(FileSystemEventHandler):
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
+        self.seen = False
 
     def on_any_event(self, event: FileSystemEvent) -> None:
+        self.seen = True  # before the wake-up, which may be acted on at once
         self._wake()
 
 
@@ -59,6 +61,11 @@ class FileWatcher:
     @property
     def watching(self) -> bool:
         return self._observer is not None
+
+    def take_seen(self) -> bool:
+        """Whether anything has moved since the last call."""
+        seen, self._handler.seen = self._handler.seen, False
+        return seen
 
     def ensure(self) -> bool:
         """Arm the watch, again when a folder is another one than at the last call.

@@ -4,8 +4,8 @@ Reads    inode data of inbox/ and queue/          Writes  missing sub-folders of
 Errors   StorageError at the start when a rename from inbox/ to queue/ is impossible; later a reason to stand still
 """
 
+import contextlib
 import os
-import secrets
 import stat
 from pathlib import Path
 
@@ -18,7 +18,7 @@ _LOOK_EVERY_S = 1.0
 
 def check_same_filesystem(workspace: Workspace) -> None:
     """Try the rename that every file will take. Raises StorageError saying why it cannot work."""
-    name = f".probe-{secrets.token_hex(4)}"
+    name = ".probe"  # always the same, so that one left by a crash is used up by the next start
     source = workspace.claim_dir / name
     for target in (workspace.queue_dir / name, workspace.rejected_dir / name, workspace.checkpoints_dir / name):
         try:
@@ -27,8 +27,9 @@ def check_same_filesystem(workspace: Workspace) -> None:
         except OSError as error:
             raise storage_error(error, target) from error
         finally:
-            source.unlink(missing_ok=True)
-            target.unlink(missing_ok=True)
+            for left in (source, target):
+                with contextlib.suppress(OSError):
+                    left.unlink(missing_ok=True)
 
 
 class InboxGuard:

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 0.1
 _RESTING_S = 0.5
+_BREATH_S = 0.005
 _IDLE_FOR_S = 1.0  # how long everything must rest before --exit-when-idle believes it
 
 
@@ -98,7 +99,7 @@ class Daemon:
     def _turn(self, part: str, act: Callable[[], object]) -> None:
         try:
             act()
-        except DropforgeError as error:
+        except (DropforgeError, OSError) as error:
             logger.error("%s: %s", part, error)
         except Exception:  # the loop's edge: one broken part must not stop the others
             logger.exception("%s failed", part)
@@ -127,7 +128,8 @@ class Daemon:
     def _take_in(self, now: float) -> None:
         p = self._parts
         usable = p.inbox_guard.tick(now)
-        if usable and p.watcher.ensure():
+        armed = usable and p.watcher.ensure()
+        if p.watcher.take_seen() or armed:
             p.intake.wake()
         p.intake.tick(now, watching=p.watcher.watching, taking=usable and self._stopping is None)
         if p.control.stop_asked is not None and self._stopping is None:
@@ -213,11 +215,11 @@ class Daemon:
             return "starting", "the trainer imports the base model"
         return ("training", None) if active else ("idle", None)
 
-    @property
-    def next_wait_s(self) -> float:
-        """How long the driver may sleep when nothing wakes it."""
+    def wait_s(self, now: float) -> float:
+        """How long the driver may sleep when nothing wakes it: no longer than until a file has settled."""
         p = self._parts
-        return TICK_S if p.intake.open_claims or p.intake.candidates or self._stopping is not None else _RESTING_S
+        busy = p.intake.open_claims or p.judging.under_judgement or p.progress.active or self._stopping is not None
+        return max(_BREATH_S, min(TICK_S if busy else _RESTING_S, p.intake.next_due_s - now))
 
     def close(self) -> None:
         """The last words, after `ended`."""
@@ -235,7 +237,7 @@ def run(daemon: Daemon, context: Context, clock: Callable[[], float] = time.mono
     while not daemon.ended:
         daemon.tick(clock())
         if not daemon.ended:
-            context.wakeup.wait(daemon.next_wait_s)
+            context.wakeup.wait(daemon.wait_s(clock()))
     daemon.close()
 
 

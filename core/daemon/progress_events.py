@@ -18,6 +18,11 @@ class ProgressEvents:
         self._active: str | None = None
         self._told: set[str] | None = None
 
+    @property
+    def active(self) -> str | None:
+        """The job in training, at the last look."""
+        return self._active
+
     def tick(self) -> None:
         active = self._context.queue.active()
         now = active.job_id if active is not None else None

@@ -20,6 +20,7 @@ class Signals:
     def install(self, wakeup: Wakeup) -> None:
         """Take the handlers over. Call from the main thread."""
         signal.set_wakeup_fd(wakeup.write_fd, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)  # only the wake-up: the supervisor looks itself
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
             signal.signal(number, self.note)
 

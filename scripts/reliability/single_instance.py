@@ -1,0 +1,64 @@
+"""Twenty daemons started at once on one root, again and again: exactly one runs, the others end with 3 and say why.
+
+python -m scripts.reliability.single_instance [--rounds 20] [--daemons 20]
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from core.paths import Workspace
+from scripts.reliability.intake_farm import REPOSITORY, daemon_argv, fresh, make_root
+
+
+def one_round(workspace: Workspace, number: int) -> tuple[int, int, str]:
+    """Start `number` daemons. Returns how many run, how many ended with 3, and what one of those said."""
+    started = [
+        subprocess.Popen(daemon_argv(workspace), cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        for _ in range(number)
+    ]
+    deadline = time.monotonic() + 120
+    while sum(p.poll() is None for p in started) > 1 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    alive = [p for p in started if p.poll() is None]
+    holder = json.loads(workspace.lock_file.read_text()).get("pid")
+    said = ""
+    refused = 0
+    for process in started:
+        if process in alive:
+            process.send_signal(signal.SIGKILL if process.pid % 2 else signal.SIGTERM)
+        _, error = process.communicate(timeout=60)
+        text = error.decode(errors="replace").strip().rpartition("\n")[2]
+        if process not in alive and process.returncode == 3 and f"pid {holder}" in text:
+            refused += 1
+            said = text
+    right = len(alive) == 1 and alive[0].pid == holder
+    return (1 if right else len(alive) * 100), refused, said
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--daemons", type=int, default=20)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / f"dropforge-single-{os.getuid()}")
+    options = parser.parse_args()
+    workspace = make_root(fresh(options.folder))
+    # A pid that lives and is no daemon: a stale text must not block anybody.
+    workspace.lock_file.write_text(json.dumps({"pid": os.getpid(), "since": "2020-01-01T00:00:00Z"}))
+    began = time.monotonic()
+    results = [one_round(workspace, options.daemons) for _ in range(options.rounds)]
+    good = sum(running == 1 and refused == options.daemons - 1 for running, refused, _ in results)
+    print(f"single instance: {good} of {options.rounds} rounds with exactly one of {options.daemons} running,", end=" ")
+    print(f"{sum(refused for _, refused, _ in results)} refused with exit 3, {time.monotonic() - began:.0f} s")
+    print("  they said:", results[-1][2])
+    return 0 if good == options.rounds else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
