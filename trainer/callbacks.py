@@ -20,6 +20,7 @@ _RATE_MEMORY = 0.9  # share of the old value in the running tokens/s
 _JUDGED = ("accuracy_percent", "validation_loss", "recent_examples", "eval_samples")
 _SHOWN = (
     *("status", "current_file", "job_id", "run", "current_step", "total_steps", "epoch", "loss", "learning_rate"),
+    *("job_step", "job_steps"),
     *("tokens_per_sec", "eta_s", "total_evals", *_JUDGED, "reason", "heartbeat", "ack"),
 )
 logger = logging.getLogger(__name__)

@@ -19,10 +19,13 @@ from core.settings import Settings, load_settings
 from core.status import iso_now
 from trainer.callbacks import Pace, StepLog, TrainingView
 from trainer.data import ChangedAfterClaimError
+from trainer.first_batch import write_first_batch
 from trainer.job_training import JobTraining, Step
+from trainer.memory import HALVINGS, OutOfMemoryError, release_unused
 from trainer.opening import job_settings, open_job
 from trainer.orders import Order, Orders
 from trainer.run import Run
+from trainer.spikes import STEPS_IN_A_ROW
 from trainer.state import JobProgress
 
 logger = logging.getLogger(__name__)
@@ -50,6 +53,7 @@ class Worker:
         self._training: JobTraining | None = None
         self._pace = Pace()
         self._stop_asked = False
+        self._paused_for: str | None = None  # a loss spike, until the next order
         self.run = Run(workspace, settings, self._requeue)
         self.view.show(status="idle", current_step=self.run.state.step)
 
@@ -66,7 +70,7 @@ class Worker:
         if self._stop_asked:
             self._stop()
             return Did.STOP
-        if self._orders.standing.paused:
+        if self._orders.standing.paused or self._paused_for:
             self.view.beat(status="paused")
             return Did.NOTHING
         if self._training is None and not self._take_up():
@@ -80,6 +84,7 @@ class Worker:
 
     def _obey(self, order: Order) -> Did:
         logger.info("order %d: %s", order.seq, order.command)
+        self._paused_for = None
         if order.command == "checkpoint":
             self.run.commit()
         elif order.command == "skip":
@@ -148,8 +153,15 @@ class Worker:
         self._training = open_job(self.run, job, settings)
         self._pace = Pace()
         name = display_name(self._training.progress.file)
-        self.view.show(status="training", current_file=name, job_id=job.job_id, total_steps=self._training.steps)
-        logger.info("job %s: %s, %d steps", job.job_id, name, self._training.steps)
+        steps, taken = self._training.steps, self._training.steps_done
+        self.view.show(
+            **{"status": "training", "current_file": name, "job_id": job.job_id, "job_step": taken, "job_steps": steps},
+            total_steps=self.run.state.step + steps - taken,  # the run's count, like current_step
+        )
+        logger.info("job %s: %s, %d steps", job.job_id, name, steps)
+        about = {"job_id": job.job_id, "file": name, "max_length": settings.hyperparams.max_length}
+        if not self._training.finished:
+            write_first_batch(self._workspace, self.run.encoder, about, *self._training.next_rows())
 
     def _refresh_settings(self) -> None:
         """Take a valid change of config.json; an invalid one is named and the last good settings stay."""
@@ -164,8 +176,12 @@ class Worker:
 
     def _train(self, training: JobTraining) -> None:
         try:
-            if not training.finished:
-                self._show(training, training.step())
+            if not training.finished and self._show(training, training.step()).spiked:
+                self._spiked(training)
+                return
+        except OutOfMemoryError as error:
+            self._halve(training, error)
+            return
         except ModelError as error:
             self._end_badly(training.job, "failed", error.slug, str(error), error.fix)
             return
@@ -176,7 +192,33 @@ class Worker:
         elif self.run.steps_since_commit >= every:
             self.run.begin_commit()
 
-    def _show(self, training: JobTraining, step: Step) -> None:
+    def _halve(self, training: JobTraining, error: OutOfMemoryError) -> None:
+        """Go on from the newest commit with smaller micro-batches; the rows of an optimizer step stay the same."""
+        self._training = None
+        budget = training.dials.micro_batch_tokens // 2
+        if budget < training.dials.default_micro_batch_tokens >> HALVINGS:
+            why = f"{error.message}, not even with micro-batches of {budget * 2} tokens"
+            self._end_badly(training.job, "failed", error.slug, why, error.fix)
+            return
+        self.run.settle()
+        release_unused()
+        self.run.reload()
+        self.run.state.micro_batch_tokens = budget
+        logger.warning("out of memory: from step %d on with micro-batches of %d tokens", self.run.state.step, budget)
+
+    def _spiked(self, training: JobTraining) -> None:
+        progress = training.progress
+        what = f"the loss stands at {progress.loss_last:.3f} for {STEPS_IN_A_ROW} steps, more than "
+        what += f"{training.settings.trainer.spike_factor:g} times the job's median"
+        if training.settings.trainer.on_spike == "pause":
+            progress.high_steps = 0
+            self._paused_for = what
+            self.view.show(status="paused", reason=f"{what}: resume goes on, skip undoes the job")
+            logger.warning("paused: %s", what)
+        else:
+            self._end_badly(training.job, "failed", "loss_spike", what, "look at the file, or lower the learning rate")
+
+    def _show(self, training: JobTraining, step: Step) -> Step:
         result, number = step.result, self.run.state.step
         self._pace.add(result.tokens, max(step.seconds, 1e-9))
         shown = {
@@ -194,7 +236,9 @@ class Worker:
             **shown,
         )
         left = training.steps - training.steps_done
-        self.view.beat(status="training", current_step=number, eta_s=self._pace.eta_s(left), **shown)
+        steps = {"current_step": number, "job_step": training.steps_done}
+        self.view.beat(status="training", eta_s=self._pace.eta_s(left), **steps, **shown)
+        return step
 
     # -- ends -----------------------------------------------------------------------------------------------------
 
