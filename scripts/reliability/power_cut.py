@@ -1,0 +1,162 @@
+"""Power cuts under the intake: an ext4 image, copied at the cut, mounted again. No acknowledged file may be missing.
+
+    python -m scripts.reliability.power_cut [--cuts 300] [--files 3]
+
+Needs root. The root lies on a loop-mounted ext4 (noauto_da_alloc, so that the filesystem hides no missing fsync). The
+daemon runs on it; at a random moment the backing image is copied sparsely: what the filesystem has not yet written is
+job stood in a lane or in rejected/ before the cut) must be there, whole, with a readable verdict; nothing under a
+final name may be short.
+name may be short.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from core.errors import DropforgeError
+from core.job_queue import Job, JobQueue, data_file_in
+from core.paths import LANES, Workspace
+from scripts.reliability.intake_farm import REPOSITORY, daemon_argv, fresh, make_root, rows
+
+IMAGE_BYTES = 48 * 1024 * 1024
+
+
+@dataclass
+class Mount:
+    """An ext4 image and where it is mounted."""
+
+    image: Path
+    at: Path
+    made: list[Path] = field(default_factory=list)
+
+    def make(self) -> None:
+        with self.image.open("wb") as file:
+            file.truncate(IMAGE_BYTES)
+        _run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", str(self.image))
+        self.mount()
+
+    def mount(self) -> None:
+        self.at.mkdir(parents=True, exist_ok=True)
+        _run("mount", "-o", "loop,noauto_da_alloc,commit=1", str(self.image), str(self.at))
+
+    def unmount(self) -> None:
+        subprocess.run(["/bin/umount", "-l", str(self.at)], capture_output=True)
+
+
+def _run(*argv: str) -> None:
+    subprocess.run(argv, check=True, capture_output=True)
+
+
+def acknowledged(workspace: Workspace) -> dict[str, str]:
+    """What a person can see is taken: job id -> sha256 of its data, of every job with a home."""
+    seen = {}
+    for folder in _homes(workspace):
+        try:
+            verdict = json.loads((folder / "verdict.json").read_text())
+            seen[folder.name] = hashlib.sha256(data_file_in(folder).read_bytes()).hexdigest()
+        except (OSError, ValueError, DropforgeError):
+            continue
+        if verdict["job_id"] != folder.name:
+            del seen[folder.name]
+    return seen
+
+
+def _homes(workspace: Workspace) -> list[Path]:
+    queue = JobQueue(workspace)
+    folders = [job.folder for lane in LANES for job in queue.jobs(lane)]
+    return folders + [workspace.rejected_dir / name for name in sorted(os.listdir(workspace.rejected_dir))]
+
+
+def check(workspace: Workspace, before: dict[str, str], after: dict[str, str]) -> list[str]:
+    """Compare the world after the cut with what had been acknowledged before it."""
+    problems = []
+    for job_id, digest in before.items():
+        if job_id not in after:
+            problems.append(f"{job_id} is missing")
+        elif after[job_id] != digest:
+            problems.append(f"{job_id} has other bytes")
+    for folder in _homes(workspace):
+        lane = folder.parent.name
+        try:
+            Job(folder.name, lane, folder).verdict()
+            if data_file_in(folder).stat().st_size == 0:
+                problems.append(f"{folder.name} is empty under its final name")
+        except (OSError, DropforgeError) as error:
+            problems.append(f"{folder.name}: {error}")
+    return problems
+
+
+def one_run(folder: Path, cuts: int, files: int, seed: int) -> tuple[int, int, list[str]]:
+    """One daemon on one image, cut `cuts` times while files keep coming. Returns cuts, acknowledged files, problems."""
+    draw = random.Random(seed)  # noqa: S311  # moments to cut at
+    live = Mount(folder / "live.img", folder / "live")
+    cut = Mount(folder / "cut.img", folder / "cut")
+    live.make()
+    problems, acknowledged_files = [], 0
+    try:
+        workspace = make_root(live.at / "root")
+        os.sync()
+        argv = daemon_argv(workspace)
+        daemon = subprocess.Popen(argv, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for at in range(cuts):
+            for number in range(files):
+                path = workspace.inbox / f"{seed}-{at}-{number}.jsonl"
+                aside = path.with_name("." + path.name + ".tmp")
+                aside.write_bytes(rows(seed * 100_000 + at * 10 + number))
+                aside.rename(path)
+            time.sleep(draw.uniform(0.0, 0.4))
+            before = acknowledged(workspace)
+            _run("cp", "--sparse=always", str(live.image), str(cut.image))
+            acknowledged_files += len(before)
+            cut.mount()
+            try:
+                found = Workspace(cut.at / "root")
+                problems += [f"cut {at}: {problem}" for problem in check(found, before, acknowledged(found))]
+            finally:
+                cut.unmount()
+            _thin(workspace)
+        daemon.terminate()
+        daemon.wait(60)
+    finally:
+        live.unmount()
+    return cuts, acknowledged_files, problems
+
+
+def _thin(workspace: Workspace) -> None:
+    """Keep the image small: finished jobs of earlier cuts are not needed again."""
+    for folder in _homes(workspace)[:-20]:
+        for path in sorted(folder.rglob("*"), reverse=True):
+            path.unlink() if path.is_file() else path.rmdir()
+        folder.rmdir()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cuts", type=int, default=300)
+    parser.add_argument("--files", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "dropforge-power-cut")
+    options = parser.parse_args()
+    if os.geteuid() != 0:
+        print("power cuts: not run, mounting an image needs root")
+        return 0
+    began = time.monotonic()
+    folder = fresh(options.folder)
+    folder.mkdir()
+    cuts, files, problems = one_run(folder, options.cuts, options.files, 1)
+    print(f"power cuts: {cuts} cuts, {files} acknowledged files looked for,", end=" ")
+    print(f"{len(problems)} missing, short or unreadable, {time.monotonic() - began:.0f} s")
+    for problem in problems[:20]:
+        print(" ", problem)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
