@@ -289,6 +289,10 @@ class ChatEncoder:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
 
+    def quotes_special(self, row: TrainingRow) -> bool:
+        """Does a text of this row spell a control token? It is encoded as text; people should know."""
+        return self._special.hides_in(row.get("messages") or [{"content": row["text"]}])
+
     def pieces(self, encoded: Encoded) -> list[tuple[str, bool]]:
         """Runs of text and whether they are trained, for a person to look at."""
         edges = np.flatnonzero(np.diff(encoded.mask)) + 1

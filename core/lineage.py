@@ -6,6 +6,7 @@ Errors   SidecarError with the code of the contract (sidecar_mismatch, locked_fi
 """
 
 import difflib
+import errno
 import os
 import stat
 from collections.abc import Mapping
@@ -88,6 +89,8 @@ def read_sidecar(path: Path) -> Sidecar:
     except FileNotFoundError:
         return Sidecar()
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # the data's own name leaves no room for the suffix
+            return Sidecar()
         if path.is_symlink():
             raise SidecarError("sidecar_mismatch", "the sidecar is a symlink", fix="copy the file itself") from error
         raise

@@ -1,6 +1,6 @@
 """Totals of files, rows and refusals by generator and by validator (arrow: intake -> status/data_lineage.json).
 
-Reads    nothing: it is fed verdicts            Writes   nothing: the daemon writes `as_dict` to status/data_lineage.json
+Reads    nothing: it is fed verdicts       Writes   nothing: the daemon writes `as_dict` to data_lineage.json
 Format   {generators{id@version}, validators{name@version}, summary{...}}
 """
 

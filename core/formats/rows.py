@@ -4,8 +4,6 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol  # a row is a JSON object of any shape
 
-BATCH_ROWS = 512
-BATCH_BYTES = 1 << 22
 MAX_ROW_BYTES = 8 << 20  # one row; a longer line is refused while it is streamed
 KEPT_LINES = 10  # line numbers kept as examples
 
@@ -19,6 +17,7 @@ class RowProblem:
     column: int | None = None
     field: str | None = None
     fix: str | None = None
+    text: str | None = None  # the row as it stands, where it could not be read
 
 
 Value = dict[str, Any] | RowProblem
@@ -43,9 +42,9 @@ class Notes:
     forgiven: dict[str, list[int]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
 
-    def forgive(self, what: str, line: int) -> None:
-        """Remember one occurrence; only the first lines are kept."""
-        self.counts[what] = self.counts.get(what, 0) + 1
+    def forgive(self, what: str, line: int, count: int = 1) -> None:
+        """Remember an occurrence, or so many from `line` on; only the first lines are kept."""
+        self.counts[what] = self.counts.get(what, 0) + count
         lines = self.forgiven.setdefault(what, [])
         if len(lines) < KEPT_LINES:
             lines.append(line)

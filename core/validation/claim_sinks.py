@@ -33,7 +33,8 @@ class ClaimSinks:
         self._files: dict[str, BinaryIO] = {}
         self._cache: TokenCacheWriter | None = None
         for name, target in self._targets.items():
-            target.unlink(missing_ok=True)
+            if os.path.lexists(target):  # False for a name that has no room for the suffix
+                target.unlink()
             self._aside(name).unlink(missing_ok=True)
 
     def _aside(self, name: str) -> Path:
@@ -49,7 +50,7 @@ class ClaimSinks:
 
     def set_aside(self, row_number: int, line: int, problem: RowProblem, value: object) -> None:
         reason = {"code": problem.code, "message": problem.message, "field": problem.field}
-        kept = None if isinstance(value, RowProblem) else value
+        kept = value.text if isinstance(value, RowProblem) else value
         self._write("set_aside", {"row": row_number, "line": line, **reason, "value": kept})
 
     def train(self, row_number: int, row_hash: bytes, encoded: Encoded) -> None:

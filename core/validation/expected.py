@@ -7,6 +7,7 @@ Neither the token cache nor a verdict's totals are believed here; only which spe
 verdict.
 """
 
+import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,7 @@ class JobRows:
             spec,
             spec.columns if columns is None else columns,
             read_held_out_file(held_out_file) if held_out_file.is_file() else frozenset(),
-            _row_numbers(aside_file) if aside_file.is_file() else frozenset(),
+            _row_numbers(aside_file) if os.path.isfile(aside_file) else frozenset(),
         )
 
     def __iter__(self) -> Iterator[tuple[int, bytes, TrainingRow]]:

@@ -10,6 +10,7 @@ Used by  core.daemon in a worker process; core.commands.check in its own
 import dataclasses
 import errno
 import logging
+import os
 import traceback
 from dataclasses import dataclass
 from functools import lru_cache
@@ -282,7 +283,7 @@ def _gate_error(error: Exception) -> dict[str, Any]:
 def _write_sidecar(path: Path, sidecar: Sidecar, verdict: dict[str, Any], passed: bool) -> None:
     """Add the daemon's part to the sidecar; a sidecar that was refused stays as its producer wrote it."""
     target = path.with_name(path.name + SIDECAR_SUFFIX)
-    if not sidecar.doc and (target.exists() or verdict["code"] == "spec_unknown"):
+    if not sidecar.doc and (os.path.lexists(target) or verdict["code"] == "spec_unknown"):
         return  # the daemon may still be waiting for the producer's own
     errors = [i for i in verdict["issues"] if i["severity"] == "error"]
     additions = {

@@ -9,8 +9,10 @@ most `cap` different ones of a file (the lowest hashes), and always when an earl
 
 import hashlib
 import heapq
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
+
+import numpy as np
 
 MIN_ROWS = 50
 _RANGE = 1 << 64
@@ -36,8 +38,8 @@ class HeldOutDraw:
     """Draws the held-out rows of one file while its rows pass by."""
 
     def __init__(self, *, seed: int, share: float, cap: int, already: Collection[bytes]) -> None:
-        self._mix = int.from_bytes(hashlib.sha256(b"held_out:%d" % seed).digest()[:8], "big")
-        self._below = int(share * _RANGE)
+        self._mix = np.uint64(int.from_bytes(hashlib.sha256(b"held_out:%d" % seed).digest()[:8], "big"))
+        self._below = np.uint64(int(share * _RANGE))
         self._cap = cap
         self._already = already
         self._heap: list[tuple[int, bytes]] = []  # of negated keys: the largest key is popped first
@@ -45,20 +47,24 @@ class HeldOutDraw:
         self._known: dict[bytes, list[int]] = {}
         self.rows = 0
 
-    def offer(self, row_number: int, row_hash: bytes) -> None:
-        """Look at one row."""
-        self.rows += 1
-        if row_hash in self._already:
-            self._known.setdefault(row_hash, []).append(row_number)
+    def offer(self, numbers: Sequence[int], digests: Sequence[bytes]) -> None:
+        """Look at some rows: their numbers and hashes."""
+        self.rows += len(digests)
+        if self._already:
+            for number, digest in zip(numbers, digests, strict=True):
+                if digest in self._already:
+                    self._known.setdefault(digest, []).append(number)
+        keys = np.frombuffer(b"".join(digests), dtype=">u8")[::4] ^ self._mix
+        for index in np.flatnonzero(keys < self._below).tolist():
+            if digests[index] not in self._known:
+                self._draw(numbers[index], digests[index], int(keys[index]))
+
+    def _draw(self, number: int, digest: bytes, key: int) -> None:
+        if digest in self._rows:
+            self._rows[digest].append(number)
             return
-        key = int.from_bytes(row_hash[:8], "big") ^ self._mix
-        if key >= self._below:
-            return
-        if row_hash in self._rows:
-            self._rows[row_hash].append(row_number)
-            return
-        self._rows[row_hash] = [row_number]
-        heapq.heappush(self._heap, (-key, row_hash))
+        self._rows[digest] = [number]
+        heapq.heappush(self._heap, (-key, digest))
         if len(self._heap) > self._cap:
             del self._rows[heapq.heappop(self._heap)[1]]
 

@@ -8,11 +8,16 @@ First pass: strict JSON, schema, order of turns, hashes, contamination, the held
 512 seeded rows are encoded, otherwise every row that will be trained, into the token cache.
 """
 
+import gc
 import heapq
-from collections.abc import Collection, Mapping
+from array import array
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol  # JSON values
+
+import numpy as np
 
 from core.chat_templates import ChatEncoder, Encoded
 from core.formats import Batch, RowProblem, RowReader, open_rows
@@ -22,12 +27,15 @@ from core.validation.contamination import SuiteIndex
 from core.validation.detection import Detection, named_spec, spec_by_pattern, too_few_fit
 from core.validation.held_out import HeldOutDraw
 from core.validation.labels import LabelAudit, TokenStats
+from core.validation.layer_one import LayerOne, canonical_rows
 from core.validation.result import MAX_EXPLAINED, Issues, ValidationResult
-from core.validation.rows import TrainingRow, order_problem, rename_columns, row_sha256, shaped
+from core.validation.rows import TrainingRow, rename_columns, row_sha256, shaped
 from core.validation.specs import DatasetSpec
 
 LEVELS = ("quick", "standard", "deep")
 AUDITED_ROWS = 512
+_UNREAD = RowProblem("spec_unknown", "no spec is known")
+_TEMPLATE_TOKENS = 64  # beyond these, a row has no more tokens than its canonical JSON has bytes
 
 
 class Sinks(Protocol):
@@ -85,8 +93,8 @@ class Inspection:
         self._reader: RowReader = open_rows(path)
         self._bad: set[int] = set()
         self._sample = _Sample(plan.seed)
-        self._misfits = self._parsed = 0
-        self._detected = False
+        self._large = array("Q")
+        self._detected = self._too_few_fit = False
 
     @property
     def rows_train(self) -> int:
@@ -94,10 +102,15 @@ class Inspection:
 
     def run(self) -> ValidationResult:
         """Inspect. Raises OSError of the disk, DropforgeError of the configuration."""
+        collecting = gc.isenabled()
+        gc.disable()  # rows are trees; looking for cycles among them costs a third of the time
         try:
             self._run()
         except _Stop as stop:
             self.issues.error(stop.problem, stop.line)
+        finally:
+            if collecting:
+                gc.enable()
         if self.issues.errors:
             self.rows_set_aside, self.rows_dropped, self.rows_held_out = self.rows, 0, 0
         return self.issues.result(self.as_stats())
@@ -129,7 +142,7 @@ class Inspection:
         if wide:
             raise _Stop(RowProblem("bad_encoding", f"the file is {wide}, not UTF-8", fix="save it as UTF-8"))
         self._find_spec()
-        draw = self._first_pass()
+        draw = self._first_pass(self.spec)
         self._judge_first_pass()
         if self.issues.errors or not self._plan.content:
             return
@@ -192,39 +205,33 @@ class Inspection:
         for what, lines in notes.forgiven.items():
             self.issues.warn(what, notes.counts[what], lines)
 
-    def _first_pass(self) -> HeldOutDraw:
-        plan, spec = self._plan, self.spec
+    def _first_pass(self, spec: DatasetSpec | None) -> HeldOutDraw:
+        plan = self._plan
         draw = HeldOutDraw(seed=plan.seed, share=plan.held_out, cap=plan.held_out_cap, already=plan.already_held_out)
+        layer = LayerOne(spec, self.columns, plan.suites) if spec is not None else None
         for batch in self._reader.batches():
-            for offset, value in enumerate(batch.values):
-                number = batch.first + offset
-                outcome = value if isinstance(value, RowProblem) else self._layer_one(value, spec)
+            checked = layer.check(batch.values) if layer else [_UNREAD for _ in batch.values]
+            numbers: list[int] = []
+            rows: list[TrainingRow] = []
+            for number, outcome in enumerate(checked, batch.first):
                 if isinstance(outcome, RowProblem):
-                    self._bad_row(number, batch.lines[offset], outcome, value)
-                    continue
-                digest = row_sha256(outcome)
-                draw.offer(number, digest)
-                self._sample.offer(number, digest)
+                    offset = number - batch.first
+                    self._bad_row(number, batch.lines[offset], outcome, batch.values[offset])
+                else:
+                    numbers.append(number)
+                    rows.append(outcome)
+            self._identify(draw, numbers, rows)
         self._take_notes()
+        self._too_few_fit = bool(layer and self._detected and layer.parsed and too_few_fit(layer.misfits, layer.parsed))
         return draw
 
-    def _layer_one(self, value: Mapping[str, Any], spec: DatasetSpec | None) -> TrainingRow | RowProblem:
-        if spec is None:
-            return RowProblem("spec_unknown", "no spec is known")
-        self._parsed += 1
-        row = rename_columns(value, self.columns)
-        if not spec.fits(row):
-            self._misfits += 1
-            return spec.explain(row) or RowProblem("spec_mismatch", f"not {spec.name}")
-        trained = shaped(row, spec.kind)
-        problem = order_problem(trained, spec)
-        if problem is not None:
-            return problem
-        item = self._plan.suites.hit(trained)
-        if item is not None:
-            fix = "remove the row: what is judged with must not be trained"
-            return RowProblem("contaminated", f"the question is item {item} of an evaluation suite", fix=fix)
-        return trained
+    def _identify(self, draw: HeldOutDraw, numbers: list[int], rows: list[TrainingRow]) -> None:
+        texts = canonical_rows(rows)
+        digests = [sha256(text).digest() for text in texts]
+        draw.offer(numbers, digests)
+        self._sample.offer(numbers, digests)
+        may_be_long = self._plan.max_length - _TEMPLATE_TOKENS
+        self._large.extend(n for n, text in zip(numbers, texts, strict=True) if len(text) > may_be_long)
 
     def _bad_row(self, number: int, line: int, problem: RowProblem, value: object) -> None:
         if self._plan.bad_rows == "set_aside":
@@ -238,7 +245,7 @@ class Inspection:
     def _judge_first_pass(self) -> None:
         if self.rows == 0:
             raise _Stop(RowProblem("empty", "the file holds no rows", fix="drop a file with at least one row"))
-        if self._detected and self._parsed and too_few_fit(self._misfits, self._parsed) and self.spec:
+        if self._too_few_fit:
             raise self._late_refusal()
         self.rows_set_aside = len(self._bad)
         if len(self._bad) > self._plan.bad_rows_limit * self.rows:
@@ -260,8 +267,9 @@ class Inspection:
     # -- layer 2 --------------------------------------------------------------------------------------------------
 
     def _audit_some(self, chosen: Mapping[bytes, list[int]]) -> None:
+        """Encode the sample, and every row whose size allows it to be over max_length."""
         held = {number: digest for digest, numbers in chosen.items() for number in numbers}
-        wanted = self._sample.numbers - held.keys()
+        wanted = (self._sample.numbers | set(self._large)) - held.keys()
         todo: list[tuple[int, int, TrainingRow]] = []
         for number, line, value in self._reader.some(wanted | held.keys()):
             if isinstance(value, RowProblem):
@@ -269,8 +277,11 @@ class Inspection:
             row = self._training(value)
             if number in held:
                 self._hold_out(number, held[number], row)
-            else:
-                todo.append((number, line, row))
+                continue
+            todo.append((number, line, row))
+            if len(todo) >= AUDITED_ROWS:
+                self._encode(todo, keep=False)
+                todo = []
         self._encode(todo, keep=False)
 
     def _encode_all(self, chosen: Mapping[bytes, list[int]]) -> None:
@@ -300,6 +311,9 @@ class Inspection:
         if self._plan.encoder is None or not todo:
             return
         audit = self._audit()
+        quoting = [line for _, line, row in todo if self._plan.encoder.quotes_special(row)]
+        if quoting:
+            self.issues.warn("special_tokens_in_text", len(quoting), quoting)
         for (number, line, row), encoded in zip(todo, audit.encode([row for _, _, row in todo]), strict=True):
             if isinstance(encoded, RowProblem):
                 self._unfit(number, line, row, encoded)
@@ -322,10 +336,9 @@ class Inspection:
             self.issues.error(problem, line)
             return
         self.issues.warn("too_long", 1, [line])
-        if self._plan.level != "quick":
-            self.rows_dropped += 1
-            if self._sinks is not None:
-                self._sinks.set_aside(number, line, problem, row)
+        self.rows_dropped += 1
+        if self._sinks is not None:
+            self._sinks.set_aside(number, line, problem, row)
 
     def _judge_labels(self) -> None:
         if self._plan.encoder is None:
@@ -343,15 +356,19 @@ class _Sample:
     """Draws AUDITED_ROWS rows by seed and content; equal files are audited alike."""
 
     def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._heap: list[tuple[int, int]] = []
+        self._seed = np.uint64(seed)
+        self._heap: list[tuple[int, int]] = []  # of negated keys
 
-    def offer(self, number: int, digest: bytes) -> None:
-        key = -(int.from_bytes(digest[8:16], "big") ^ self._seed)
-        if len(self._heap) < AUDITED_ROWS:
-            heapq.heappush(self._heap, (key, number))
-        elif key > self._heap[0][0]:
-            heapq.heapreplace(self._heap, (key, number))
+    def offer(self, numbers: Sequence[int], digests: Sequence[bytes]) -> None:
+        keys = np.frombuffer(b"".join(digests), dtype=">u8")[1::4] ^ self._seed
+        full = len(self._heap) == AUDITED_ROWS
+        near = np.flatnonzero(keys < np.uint64(-self._heap[0][0])).tolist() if full else range(len(keys))
+        for index in near:
+            entry = (-int(keys[index]), numbers[index])
+            if len(self._heap) < AUDITED_ROWS:
+                heapq.heappush(self._heap, entry)
+            elif entry > self._heap[0]:
+                heapq.heapreplace(self._heap, entry)
 
     @property
     def numbers(self) -> set[int]:

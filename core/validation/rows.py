@@ -16,6 +16,7 @@ from core.formats.rows import RowProblem
 from core.validation.specs import DatasetSpec
 
 TrainingRow = dict[str, Any]
+_USUAL_ORDERS = {(*system, *("user", "assistant") * n) for system in ((), ("system",)) for n in range(1, 9)}
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 
 
@@ -56,15 +57,20 @@ def _one_turn(prompt: str, answer: str) -> TrainingRow:
     return {"messages": [{"content": prompt, "role": "user"}, {"content": answer, "role": "assistant"}]}
 
 
+def canonical_json(row: Mapping[str, Any]) -> bytes:
+    """A training row in the one spelling that is hashed."""
+    return orjson.dumps(row, option=orjson.OPT_SORT_KEYS)
+
+
 def row_sha256(row: Mapping[str, Any]) -> bytes:
     """Identity of a training row: 32 bytes."""
-    return hashlib.sha256(orjson.dumps(row, option=orjson.OPT_SORT_KEYS)).digest()
+    return hashlib.sha256(canonical_json(row)).digest()
 
 
 def order_problem(row: TrainingRow, spec: DatasetSpec) -> RowProblem | None:
     """Check the order of turns: system first if at all, then user and assistant in turn, the assistant last."""
     messages = row.get("messages")
-    if messages is None:
+    if messages is None or _is_plain_chat(messages):
         return None
     start = 1 if messages[0]["role"] == "system" else 0
     expected = "user"
@@ -78,6 +84,13 @@ def order_problem(row: TrainingRow, spec: DatasetSpec) -> RowProblem | None:
     if expected == "assistant" or len(messages) == start:
         return _turn(spec, len(messages) - 1, "the last turn is not the assistant's", "role")
     return None
+
+
+def _is_plain_chat(messages: Sequence[Mapping[str, str]]) -> bool:
+    """The common case, quickly: turns in order, no silent answer."""
+    if tuple([m["role"] for m in messages]) not in _USUAL_ORDERS:
+        return False
+    return not any(m["role"] == "assistant" and (not m["content"] or m["content"].isspace()) for m in messages)
 
 
 def _turn(spec: DatasetSpec, index: int, message: str, part: str) -> RowProblem:

@@ -30,7 +30,7 @@ KINDS = {
 _JSON_NAMES = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DatasetSpec:
     """One kind of row.
 
@@ -77,7 +77,8 @@ class DatasetSpec:
         fix = None
         if error.validator == "required":
             missing = next(key for key in rule if key not in instance)
-            near = difflib.get_close_matches(missing, instance, 1)
+            extra = [key for key in instance if key not in known]
+            near = difflib.get_close_matches(missing, extra, 1) or (extra if len(extra) == 1 else [])
             message, field = f"{name} lacks {missing!r}", f"{field}.{missing}"
             fix = f"rename {near[0]!r} to {missing!r}" if near else f"add {missing!r}"
         elif error.validator == "additionalProperties":

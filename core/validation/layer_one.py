@@ -1,0 +1,88 @@
+"""Rows against their spec, a batch at a time (arrow: intake, layer 1).
+
+A batch that is plainly good is checked by one call of the compiled schema; any doubt and each row is looked at alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any  # rows are JSON
+
+import jsonschema_rs
+import orjson
+
+from core.formats import RowProblem
+from core.formats.rows import Value
+from core.validation.contamination import SuiteIndex
+from core.validation.rows import TrainingRow, canonical_json, order_problem, rename_columns, shaped
+from core.validation.specs import DatasetSpec
+
+Checked = TrainingRow | RowProblem
+
+
+@dataclass(slots=True)
+class LayerOne:
+    """Checks rows against one spec and the evaluation suites.
+
+    Attributes:
+        parsed: rows that were JSON objects so far.
+        misfits: those of them that broke the schema.
+    """
+
+    spec: DatasetSpec
+    columns: Mapping[str, str]
+    suites: SuiteIndex
+    parsed: int = 0
+    misfits: int = 0
+
+    def check(self, values: Sequence[Value]) -> list[Checked]:
+        """Turn rows into training rows, or say why not."""
+        rows = [v if isinstance(v, RowProblem) else rename_columns(v, self.columns) for v in values]
+        if _all_valid(self.spec, rows):
+            self.parsed += len(rows)
+            return [self._content(row) for row in rows if not isinstance(row, RowProblem)]
+        return [row if isinstance(row, RowProblem) else self._check_one(row) for row in rows]
+
+    def _check_one(self, row: Mapping[str, Any]) -> Checked:
+        self.parsed += 1
+        if not self.spec.fits(row):
+            self.misfits += 1
+            return self.spec.explain(row) or RowProblem("spec_mismatch", f"not {self.spec.name}")
+        return self._content(row)
+
+    def _content(self, row: Mapping[str, Any]) -> Checked:
+        trained = shaped(row, self.spec.kind)
+        problem = order_problem(trained, self.spec)
+        if problem is not None:
+            return problem
+        item = self.suites.hit(trained) if self.suites.by_prompt else None
+        if item is not None:
+            fix = "remove the row: what is judged with must not be trained"
+            return RowProblem("contaminated", f"the question is item {item} of an evaluation suite", fix=fix)
+        return trained
+
+
+def _all_valid(spec: DatasetSpec, rows: Sequence[object]) -> bool:
+    return not any(type(row) is RowProblem for row in rows) and _batch_schema(spec).is_valid(rows)
+
+
+@lru_cache(maxsize=32)
+def _batch_schema(spec: DatasetSpec) -> jsonschema_rs.Validator:
+    row = {key: value for key, value in spec.schema.items() if key not in ("$schema", "$id")}
+    dialect = spec.schema.get("$schema", "https://json-schema.org/draft/2020-12/schema")
+    return jsonschema_rs.validator_for({"$schema": dialect, "type": "array", "items": row})
+
+
+def canonical_rows(rows: Sequence[TrainingRow]) -> list[bytes]:
+    """The canonical JSON of many training rows with one call: no text inside a row can hold the separator unescaped.
+
+    Training rows are built with sorted keys (see `rows.shaped`), which a test holds.
+    """
+    if not rows:
+        return []
+    first = next(iter(rows[0]))
+    opening = b'{"' + first.encode() + b'":'
+    parts = orjson.dumps(rows)[1:-1].split(b"," + opening)
+    if len(parts) != len(rows):
+        return [canonical_json(row) for row in rows]
+    return [parts[0], *(opening + part for part in parts[1:])]
