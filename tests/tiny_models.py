@@ -58,6 +58,8 @@ def dials(**changes: object) -> Dials:
         "grad_clip": 1.0,
         "rows_per_step": 8,
         "micro_batch_tokens": 4096,
+        "default_micro_batch_tokens": 4096,
+        "gradient_checkpointing": False,
     }
     return Dials(**(known | changes))
 

@@ -19,7 +19,19 @@ _VIEW_EVERY_S = 0.5
 _RATE_MEMORY = 0.9  # share of the old value in the running tokens/s
 _JUDGED = ("accuracy_percent", "validation_loss", "recent_examples", "eval_samples")
 _SHOWN = (
-    *("status", "current_file", "job_id", "run", "current_step", "total_steps", "epoch", "loss", "learning_rate"),
+    *(
+        "status",
+        "current_file",
+        "job_id",
+        "run",
+        "current_step",
+        "total_steps",
+        "job_step",
+        "job_steps",
+        "epoch",
+        "loss",
+        "learning_rate",
+    ),
     *("job_step", "job_steps"),
     *("tokens_per_sec", "eta_s", "total_evals", *_JUDGED, "reason", "heartbeat", "ack"),
 )

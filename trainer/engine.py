@@ -48,7 +48,6 @@ class Engine:
     """
 
     def __init__(self, model: nn.Module, dials: Dials) -> None:
-        self.dials = dials
         self.device = torch.device(dials.device)
         self.model = model.to(self.device).train()
         self.model.config._attn_implementation = attention.NAME  # type: ignore[union-attr]  # transformers sets it, nn.Module does not know
@@ -63,6 +62,15 @@ class Engine:
             betas=(0.9, 0.95),  # the usual pair for language models (GPT-3, arXiv 2005.14165, app. B)
             fused=True,
         )
+
+        self.adopt(dials)
+
+    def adopt(self, dials: Dials) -> None:
+        """Train with other dials from the next step on; moments and step counts stay."""
+        self.dials = dials
+        self.optimizer.param_groups[0]["weight_decay"] = dials.weight_decay
+        toggle = "enable" if dials.gradient_checkpointing else "disable"
+        getattr(self.model, f"activation_checkpointing_{toggle}")()
 
     def step(self, batches: Sequence[MicroBatch], learning_rate: float) -> StepResult:
         """Take one optimizer step over the micro-batches of it.

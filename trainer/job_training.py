@@ -15,8 +15,10 @@ from core.job_queue import Job
 from core.settings import Settings
 from trainer.data import JobRows
 from trainer.engine import StepResult
+from trainer.memory import raise_if_out_of_memory
 from trainer.packing import Row, pack
 from trainer.run import Run
+from trainer.spikes import is_spike
 from trainer.state import JobProgress, Records
 
 _NAMED_LINES = 5
@@ -29,6 +31,7 @@ class Step:
     result: StepResult
     learning_rate: float
     seconds: float
+    spiked: bool
 
 
 class JobTraining:
@@ -45,7 +48,7 @@ class JobTraining:
         self._rows = rows
         run.state.job = progress
         self.dials = run.dials(settings)
-        run.engine_ready().dials = self.dials
+        run.engine_ready().adopt(self.dials)
 
     @property
     def finished(self) -> bool:
@@ -68,22 +71,32 @@ class JobTraining:
 
         Raises:
             NonFiniteLossError: naming the lines; weights are as before the step.
+            OutOfMemoryError: weights and moments may be half updated: go back to a commit.
         """
         began = time.monotonic()
         progress, state = self.progress, self._run.state
-        count = min(self.dials.rows_per_step, progress.row_passes - progress.rows_trained)
-        rows, records = self._rows.take(progress.rows_trained, count)
+        rows, records = self.next_rows()
         rate = self.dials.rate_at(state.step, self.steps_done, self.steps)
         batches = pack(rows, self.dials.micro_batch_tokens)
         try:
             result = self._run.engine_ready().step(batches, rate)
         except NonFiniteLossError as error:
             raise self._named(error, rows, records) from error
+        except (MemoryError, RuntimeError) as error:
+            raise_if_out_of_memory(error)
+            raise
         self._run.record(records)
         state.step += 1
         seconds = time.monotonic() - began
-        self._advance(result, count, seconds)
-        return Step(result, rate, seconds)
+        self._advance(result, len(rows), seconds)
+        spiked = is_spike(progress, result.loss, self.settings.trainer.spike_factor)
+        return Step(result, rate, seconds, spiked)
+
+    def next_rows(self) -> tuple[list[Row], Records]:
+        """The rows of the next optimizer step, without taking it."""
+        progress = self.progress
+        count = min(self.dials.rows_per_step, progress.row_passes - progress.rows_trained)
+        return self._rows.take(progress.rows_trained, count)
 
     def _advance(self, result: StepResult, rows: int, seconds: float) -> None:
         progress = self.progress

@@ -12,8 +12,7 @@ from typing import Any  # torch has no public type for the context of an autogra
 import torch
 from torch import Tensor, nn
 
-# 4 Mi logits (16 MiB in fp32) stay inside a shared cache of 32 MiB; larger chunks measured no faster (docs/log.md).
-CHUNK_LOGITS = 1 << 22
+from core.memory_estimate import CHUNK_LOGITS
 
 
 class _SummedCrossEntropy(torch.autograd.Function):

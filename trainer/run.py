@@ -18,6 +18,7 @@ import torch
 from core.chat_templates import ChatEncoder
 from core.checkpoints import Catalogue, Checkpoint, ends_job
 from core.errors import CheckpointError, ConfigError
+from core.memory_estimate import method_for
 from core.paths import Workspace
 from core.settings import Settings
 from trainer import profiles, snapshot
@@ -76,7 +77,7 @@ class Run:
         wanted = self.settings.locked.base_model
         if wanted is not None and wanted not in (base.name, base.source, self.settings.model_path):
             logger.info("locked.base_model %s is imported from %s", wanted, base.source)
-        method = dials.choose_method(self.settings.trainer.method, base.model.num_parameters())
+        method = method_for(self.settings.trainer.method, base.model.num_parameters())
         staged = self.catalogue.stage(0)
         load.write_base(base, staged)
         torch.manual_seed(self.settings.trainer.seed)

@@ -35,6 +35,8 @@ class JobProgress:
     loss_first: float | None = None
     loss_last: float | None = None
     seconds: float = 0.0
+    recent_losses: list[float] = dataclasses.field(default_factory=list)  # see trainer.spikes
+    high_steps: int = 0
 
     @property
     def row_passes(self) -> int:

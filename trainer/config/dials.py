@@ -8,14 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
+from core.memory_estimate import CPU_MICRO_BATCH_TOKENS, GPU_MICRO_BATCH_TOKENS
 from core.settings import Settings
 from trainer.config.precision import compute_dtype
 
-LORA_FROM_PARAMETERS = 300_000_000
-# Measured on two cores: 2,048 to 4,096 tokens a micro-batch are alike, more only costs memory (docs/log.md,
-# "Training").
-CPU_MICRO_BATCH_TOKENS = 4096
-GPU_MICRO_BATCH_TOKENS = 16384
 LORA_ALPHA_PER_RANK = 2  # alpha = 2 x rank, the convention of the LoRA paper's code (arXiv 2106.09685)
 
 
@@ -32,6 +28,8 @@ class Dials:
     grad_clip: float
     rows_per_step: int
     micro_batch_tokens: int
+    default_micro_batch_tokens: int
+    gradient_checkpointing: bool
 
     def rate_at(self, run_step: int, job_step: int, job_steps: int) -> float:
         """The learning rate of an optimizer step: a function of its place alone, so nothing about it needs saving.
@@ -69,6 +67,8 @@ def derive(settings: Settings, *, device: str, micro_batch_tokens: int | None = 
         grad_clip=trainer.grad_clip,
         rows_per_step=hyper.batch_size * hyper.gradient_accumulation,
         micro_batch_tokens=micro_batch_tokens or default,
+        default_micro_batch_tokens=default,
+        gradient_checkpointing=trainer.gradient_checkpointing,
     )
 
 
@@ -82,10 +82,3 @@ def use_threads(wanted: int | None) -> int:
     threads = wanted or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     return threads
-
-
-def choose_method(wanted: str | None, parameters: int) -> str:
-    """`full` or `lora`: as set, else LoRA from 300 M parameters up."""
-    if wanted is not None:
-        return wanted
-    return "lora" if parameters >= LORA_FROM_PARAMETERS else "full"

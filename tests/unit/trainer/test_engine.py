@@ -78,6 +78,25 @@ def test_an_optimizer_step_does_not_depend_on_how_rows_are_split_into_micro_batc
         torch.testing.assert_close(tensor, weights[1][name], atol=1e-5, rtol=1e-4)
 
 
+@MODELS
+def test_recomputed_activations_give_the_same_gradients(make: Make) -> None:
+    given = rows([40, 33, 12, 7])
+    plain, wanted = _packed_gradients(Engine(make(), dials()), given)
+    found, gradients = _packed_gradients(Engine(make(), dials(gradient_checkpointing=True)), given)
+    assert found == plain
+    assert all(torch.equal(wanted[name], gradient) for name, gradient in gradients.items())
+
+
+def test_dials_of_a_later_job_reach_the_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(qwen(), dials())
+    engine.adopt(dials(weight_decay=0.5, learning_rate=1.0))
+    before = engine.trainable["model.layers.0.mlp.up_proj.weight"].detach().clone()
+    silent = [Row(row.ids, row.mask) for row in rows([9])]
+    engine.step(pack(silent, 64), 1e-9)  # a rate that moves nothing by itself
+    assert torch.allclose(engine.trainable["model.layers.0.mlp.up_proj.weight"], before)
+    assert engine.optimizer.param_groups[0]["weight_decay"] == 0.5
+
+
 def test_training_learns_its_rows() -> None:
     engine = Engine(qwen(), dials())
     given = rows([12, 10, 9])

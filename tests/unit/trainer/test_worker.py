@@ -1,5 +1,6 @@
 """The trainer in one process: jobs end in committed checkpoints, orders and poison take back exactly what they must."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from core.atomic import read_json
 from core.errors import ConfigError
 from core.paths import schema_file
+from trainer.config import dials
 from trainer.worker import Did, Worker
 from training_farm import TrainingFarm, chats, same, weights_in, weights_of
 
@@ -200,6 +202,98 @@ def test_a_file_that_changed_since_its_claim_is_held_and_not_trained(make_farm: 
     assert farm.lane("held") == [job.job_id]
     assert farm.queue.find(job.job_id).verdict()["code"] == "changed_after_claim"
     assert farm.head().step == 0
+
+
+def _out_of_memory_above(worker: Worker, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every micro-batch over so many tokens fail as torch's CPU allocator does."""
+    engine = worker.run.engine_ready()
+    real = engine.loss
+
+    def greedy(batch, **how):  # type: ignore[no-untyped-def]
+        if len(batch.ids_T) > tokens:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+        return real(batch, **how)
+
+    monkeypatch.setattr(engine, "loss", greedy)
+
+
+def test_out_of_memory_goes_back_to_the_commit_and_on_with_half_the_micro_batch(
+    make_farm: MakeFarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dials, "CPU_MICRO_BATCH_TOKENS", 256)
+    easy, tight = make_farm("easy"), make_farm("tight")
+    for farm in (easy, tight):
+        farm.drop(chats(10))
+    easy.train()
+    worker = tight.worker()
+    _tick_until_step(worker, 2)
+    _out_of_memory_above(worker, 60, monkeypatch)
+    tight.train(worker)
+    assert worker.run.state.micro_batch_tokens == 32
+    assert sorted(tight.passes()) == sorted((tight.lane("done")[0], r, e) for r in range(10) for e in range(2))
+    for name, tensor in weights_of(easy.head()).items():  # the effective batch is the same, its sums' last bits are not
+        torch.testing.assert_close(weights_of(tight.head())[name].float(), tensor.float(), atol=1e-3, rtol=1e-2)
+    assert tight.worker().run.state.micro_batch_tokens == 32  # it travels in the checkpoint
+
+
+def test_out_of_memory_after_three_halvings_fails_the_job_and_undoes_it(
+    make_farm: MakeFarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    farm = make_farm()
+    job = farm.drop(chats(10))
+    worker = farm.worker()
+    _out_of_memory_above(worker, 0, monkeypatch)
+    farm.train(worker)
+    verdict = farm.queue.find(job.job_id).verdict()
+    assert (verdict["state"], verdict["code"]) == ("failed", "out_of_memory")
+    assert (farm.head().step, worker.run.state.micro_batch_tokens) == (0, None)
+
+
+def _losses_jump_at(worker: Worker, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = worker.run.engine_ready()
+    real = engine.step
+
+    def jumping(batches, rate):  # type: ignore[no-untyped-def]
+        result = real(batches, rate)
+        return dataclasses.replace(result, loss=50.0) if worker.run.state.step >= step else result
+
+    monkeypatch.setattr(engine, "step", jumping)
+
+
+def test_a_loss_spike_undoes_the_job_and_fails_it(make_farm: MakeFarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    farm = make_farm(hyperparams={"epochs": 20})
+    job = farm.drop(chats(8))
+    worker = farm.worker()
+    _losses_jump_at(worker, 15, monkeypatch)
+    farm.train(worker)
+    verdict = farm.queue.find(job.job_id).verdict()
+    assert (verdict["state"], verdict["code"], farm.head().step) == ("failed", "loss_spike", 0)
+
+
+def test_a_loss_spike_can_pause_instead_until_a_person_resumes(
+    make_farm: MakeFarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    farm = make_farm(hyperparams={"epochs": 20}, trainer={"on_spike": "pause"})
+    job = farm.drop(chats(8))
+    worker = farm.worker()
+    _losses_jump_at(worker, 15, monkeypatch)
+    farm.train(worker)
+    assert (farm.status()["status"], worker.run.state.step) == ("paused", 25)
+    monkeypatch.undo()
+    farm.order("run")
+    farm.train(worker)
+    assert farm.lane("done") == [job.job_id]
+
+
+def test_the_first_batch_shows_tokens_and_what_of_them_is_trained(make_farm: MakeFarm) -> None:
+    farm = make_farm()
+    farm.drop(chats(8))
+    farm.train()
+    shown = read_json(farm.workspace.status_file("first_batch.json"))
+    first = shown["rows"][0]
+    trained = "".join(t for t, on in zip(first["tokens"], first["mask"], strict=True) if on)
+    assert trained.startswith(f"it is {first['line'] - 1}")
+    assert "what is" in "".join(first["tokens"])
 
 
 def test_pause_stops_after_the_step_and_run_goes_on_to_the_same_weights(make_farm: MakeFarm) -> None:
