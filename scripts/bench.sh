@@ -2,7 +2,8 @@
 # Runs every benchmark in scripts/bench/, one after the other; each prints its own table.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-for bench in scripts/bench/[a-z]*.py; do
+export PYTHONPATH=tests # the builders that tests use too
+for bench in $(grep -l __main__ scripts/bench/*.py); do
   echo "== $bench"
   name=${bench##*/}
   .venv/bin/python -m "scripts.bench.${name%.py}" "$@"

@@ -20,6 +20,16 @@ from farm import free_port
 from sample_root import SampleRoot
 
 
+@pytest.fixture(autouse=True)
+def nothing_really_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that fails to refuse must not run a farm."""
+
+    def refuse(_up: Up) -> int:
+        raise AssertionError("processes would have been started")
+
+    monkeypatch.setattr(Up, "run", refuse)
+
+
 class Played:
     """A child process that a test plays: it runs until it is told how to end."""
 

@@ -238,3 +238,11 @@ def test_data_that_no_longer_fits_its_spec_is_a_problem_not_a_crash(farm: Farm) 
     path.write_text('{"something": "else"}\n' * 10)
     farm.verdict(sha256=sha256_file(path))
     assert "rows.jsonl:1: the row is not completion_v1 any more" in farm.problems()
+
+
+def test_a_verdict_that_claims_other_counts_than_record_and_file_is_found(farm: Farm) -> None:
+    farm.train(all_passes(farm.job_id))
+    farm.verdict(training={"rows_trained": 99})
+    assert "the verdict says 99 row passes, the records hold 18" in farm.problems()
+    farm.verdict(training={"rows_trained": 18}, rows_train=8, rows_held_out=2)
+    assert "the file gives rows_train 9, the verdict says 8" in farm.problems()
