@@ -19,7 +19,8 @@ LLAMA_LIKE = (
     "{%- endfor %}{%- if add_generation_prompt %}{{- '<|hdr|>assistant<|/hdr|>\n\n' }}{%- endif %}"
 )
 LLAMA_MARKED = (
-    "{{- '<s>' }}{%- for m in messages %}{{- '<|hdr|>' + m['role'] + '<|/hdr|>\n\n' }}{%- if m['role'] == 'assistant' %}"
+    "{{- '<s>' }}{%- for m in messages %}{{- '<|hdr|>' + m['role'] + '<|/hdr|>\n\n' }}"
+    "{%- if m['role'] == 'assistant' %}"
     "{%- generation %}{{- m['content'] | trim + '</s>' }}{%- endgeneration %}{%- else %}"
     "{{- m['content'] | trim + '</s>' }}{%- endif %}"
     "{%- endfor %}{%- if add_generation_prompt %}{{- '<|hdr|>assistant<|/hdr|>\n\n' }}{%- endif %}"
@@ -30,7 +31,8 @@ THINKING = (
     "{%- if add_generation_prompt %}<|im_start|>assistant\n{%- endif %}"
 )
 REWRITING = (
-    "{%- for m in messages %}{%- if loop.last or m['role'] == 'user' %}<|im_start|>{{ m['role'] + '\n' + m['content'] }}"
+    "{%- for m in messages %}{%- if loop.last or m['role'] == 'user' %}"
+    "<|im_start|>{{ m['role'] + '\n' + m['content'] }}"
     "<|im_end|>\n{%- endif %}{%- endfor %}{%- if add_generation_prompt %}<|im_start|>assistant\n{%- endif %}"
 )
 CHATS = [
