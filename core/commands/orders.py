@@ -5,7 +5,7 @@ Errors   NotFoundError before anything is written when the named job or checkpoi
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any  # status documents are JSON
 
 import click
@@ -30,7 +30,7 @@ def _order(command: str, wait: bool, **arguments: object) -> None:
     alive = daemon_runs(workspace)
     if wait and not alive:
         raise UsageError(f"{command}: no daemon runs in this root", where=str(workspace.root), fix="dropforge up")
-    before = _acknowledged(workspace)
+    before = _acknowledged(workspace, command).keys()
     write_command(workspace, command, **arguments)
     acknowledged = _wait_for(workspace, command, before) if wait else None
     doc = {"command": command, "acknowledged": acknowledged}
@@ -45,18 +45,20 @@ def _order_line(command: str, acknowledged: dict[str, Any] | None, alive: bool) 
     return f"{command}: done at step {acknowledged.get('step')}, checkpoint {acknowledged.get('checkpoint') or '-'}"
 
 
-def _acknowledged(workspace: Workspace) -> dict[str, Any]:
-    return read_status(workspace.status_file("control.json")) or {}
+def _acknowledged(workspace: Workspace, command: str) -> dict[str, dict[str, Any]]:
+    """What the daemon said about commands of this name, by when it saw them."""
+    doc = read_status(workspace.status_file("control.json")) or {}
+    entries = [*doc.get("recent", []), {key: value for key, value in doc.items() if key != "recent"}]
+    return {str(entry["seen_at"]): entry for entry in entries if entry.get("command") == command}
 
 
-def _wait_for(workspace: Workspace, command: str, before: dict[str, Any]) -> dict[str, Any]:
-    """Poll control.json for a newer acknowledgement of this command. Raises DeadlineError."""
+def _wait_for(workspace: Workspace, command: str, before: Collection[str]) -> dict[str, Any]:
+    """Poll control.json until a command seen after those of `before` has taken effect. Raises DeadlineError."""
     deadline = time.monotonic() + _WAIT_S
     while time.monotonic() < deadline:
-        seen = _acknowledged(workspace)
-        fresh = seen.get("seen_at") != before.get("seen_at") or not before.get("effective_at")
-        if seen.get("command") == command and fresh and seen.get("effective_at"):
-            return seen
+        for seen_at, entry in _acknowledged(workspace, command).items():
+            if seen_at not in before and entry.get("effective_at"):
+                return entry
         time.sleep(_POLL_S)
     raise DeadlineError(
         f"{command} was not obeyed within {_WAIT_S:g} s", fix="dropforge status says whether the daemon runs"

@@ -43,7 +43,9 @@ def test_wait_returns_when_the_daemon_says_the_order_is_in_effect(
     waiting.start()
     wait_until((workspace.control_dir / "pause").exists, what="the control file")
     assert codes == [], "an older acknowledgement must not count"
-    write_status(workspace.status_file("control.json"), ack | {"seen_at": iso_now(), "step": 7})
+    mine = ack | {"seen_at": iso_now(), "step": 7}
+    later = {"command": "checkpoint", "seen_at": iso_now(), "effective_at": None, "step": None, "checkpoint": None}
+    write_status(workspace.status_file("control.json"), later | {"recent": [ack, mine, later]})
     waiting.join(20)
     assert codes == [0]
     assert "step 7" in capsys.readouterr().out
