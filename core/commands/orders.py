@@ -42,7 +42,10 @@ def _order_line(command: str, acknowledged: dict[str, Any] | None, alive: bool) 
         return f"{command}: asked for, but no daemon runs in this root (dropforge up)"
     if acknowledged is None:
         return f"{command}: asked for; the daemon obeys after the current optimizer step"
-    return f"{command}: done at step {acknowledged.get('step')}, checkpoint {acknowledged.get('checkpoint') or '-'}"
+    place = f" at step {acknowledged['step']}" if acknowledged.get("step") is not None else ""
+    commit = f", checkpoint {acknowledged['checkpoint']}" if acknowledged.get("checkpoint") else ""
+    note = acknowledged.get("error") or acknowledged.get("note")
+    return f"{command}: {note}" if note else f"{command}: done{place}{commit}"
 
 
 def _acknowledged(workspace: Workspace, command: str) -> dict[str, dict[str, Any]]:
