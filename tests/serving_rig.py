@@ -39,7 +39,7 @@ def free_port() -> int:
 
 
 def commit_tiny(workspace: Workspace, step: int, parent: Checkpoint | None = None, scale: float = 1.0) -> Checkpoint:
-    """Commit an untrained tiny model, its weights seeded by the step; `scale` sharpens its answers so that texts vary."""
+    """Commit an untrained tiny model, seeded by the step; `scale` sharpens its answers so that texts vary."""
     catalogue = Catalogue(workspace, "main")
     staged = catalogue.stage(step)
     make_tiny(staged, seed=step)

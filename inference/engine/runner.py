@@ -118,15 +118,15 @@ class Runner:
         return ids, places, plan, order
 
     def _forward(self, ids: list[int], places: list[int], plan: StepPlan, rows: list[int]) -> torch.Tensor:
-        """Returns logits of the wanted rows, float32 [rows, vocabulary]."""
+        """Returns logits of the wanted rows, float32 [rows, vocabulary]; a step that only reads may want none."""
         out = self._model(
             input_ids=torch.tensor([ids], device=self._device),
             position_ids=torch.tensor([places], device=self._device),
             use_cache=False,
-            logits_to_keep=torch.tensor(rows, device=self._device, dtype=torch.long),
+            logits_to_keep=torch.tensor(rows or [0], device=self._device, dtype=torch.long),
             plan=plan,
         )
-        return out.logits[0].float()  # type: ignore[no-any-return]  # transformers does not annotate its outputs
+        return out.logits[0, : len(rows)].float()  # type: ignore[no-any-return]  # transformers does not annotate its outputs
 
     def _take_chunk(self, result: StepResult, part: ChunkPart, chunk: Chunk, logits_NV: torch.Tensor) -> None:
         part.block.length += part.count

@@ -1,4 +1,4 @@
-"""From a committed checkpoint to an answer, through real rsync and a real server, and what happens when something breaks."""
+"""From a committed checkpoint to an answer, through real rsync and a real server, and what happens when things break."""
 
 import json
 import os

@@ -76,7 +76,7 @@ def test_a_local_host_that_serves_is_preferred(tmp_path: Path) -> None:
     ],
 )
 def test_a_strange_value_is_refused_with_its_path(tmp_path: Path, key: str, value: object) -> None:
-    with pytest.raises(ConfigError, match="hosts.serve"):
+    with pytest.raises(ConfigError, match=r"hosts\.serve"):
         load_hosts(write(tmp_path, {**SERVE, key: value}))
 
 
