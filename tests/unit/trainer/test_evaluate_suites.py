@@ -184,6 +184,19 @@ def test_the_live_suite_stays_bounded_however_many_rows_are_held_out(workspace):
     assert 40 < sum(item.prompt is not None for item in live.items) <= 100
 
 
+def test_only_short_answers_are_asked_for_and_the_loss_is_taken_on_all(workspace):
+    long = {
+        "sha256": "e" * 64,
+        "row": 0,
+        "messages": [*chat(1)["messages"][:1], {"role": "assistant", "content": "a" * 121}],
+    }
+    unanswered = {"sha256": "d" * 64, "row": 1, "messages": chat(2)["messages"][:1]}
+    hold_out(workspace, "a", [long, unanswered, chat(3)])
+    live = incoming_suite(workspace, "main", ["a"])
+    assert [item.prompt is not None for item in live.items] == [False, False, True]
+    assert all(item.row for item in live.items)
+
+
 def test_thinning_keeps_a_stable_share():
     names = {f"row {n}" for n in range(1000)}
     kept = thinned(names, 300)
