@@ -8,7 +8,7 @@ from core.daemon.supervisor import Child, ChildSpec, Restart, Supervisor
 from core.paths import Workspace
 
 # A torch team that spins while it waits starves its neighbours: with both cores busy elsewhere, a training step on
-# two threads took 670-2,000 ms where a waiting team that sleeps took 39-46 ms (docs/log.md, "Threads").
+# two threads took 143-500 ms where one that sleeps took 33-69 ms (docs/log.md, "Threads").
 SHARED_CPU = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive")}
 
 # Exit codes of our own programs (contract section 1): another try of these ends the same way.

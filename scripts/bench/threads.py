@@ -1,4 +1,4 @@
-"""What a waiting torch team costs: OMP_WAIT_POLICY default against passive, beside busy neighbours.
+"""What a waiting torch team costs beside busy neighbours: how long it spins before it sleeps.
 
     python scripts/bench/threads.py [--rounds 3]
 
@@ -32,11 +32,17 @@ print(2000 / steps)
 _BUSY = "while True: pass"
 
 
-def measure(policy: str | None) -> float:
+WAYS: dict[str, dict[str, str]] = {
+    "default": {},
+    "passive": {"OMP_WAIT_POLICY": "passive"},
+    **{f"spin {n}": {"GOMP_SPINCOUNT": n} for n in ("1000", "5000", "20000", "100000")},
+}
+
+
+def measure(way: dict[str, str]) -> float:
     """Milliseconds a step in a fresh process; the policy must be in its environment before it starts."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
-    if policy is not None:
-        environment["OMP_WAIT_POLICY"] = policy
+    environment |= way
     done = subprocess.run([sys.executable, "-c", _STEP], env=environment, capture_output=True, text=True, check=True)
     return float(done.stdout)
 
@@ -45,17 +51,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
-    print(f"{'busy neighbours':>16}{'default ms':>12}{'passive ms':>12}{'ratio':>8}")
+    print(f"{'busy neighbours':>16}" + "".join(f"{name:>13}" for name in WAYS))
     for neighbours in range(3):
         busy = [subprocess.Popen([sys.executable, "-c", _BUSY]) for _ in range(neighbours)]
         try:
-            pairs = [(measure(None), measure("passive")) for _ in range(rounds)]
+            table = [[measure(way) for way in WAYS.values()] for _ in range(rounds)]
         finally:
             for process in busy:
                 process.kill()
                 process.wait()
-        default, passive = (statistics.median(column) for column in zip(*pairs, strict=True))
-        print(f"{neighbours:>16}{default:>12.1f}{passive:>12.1f}{default / passive:>8.2f}")
+        medians = [statistics.median(column) for column in zip(*table, strict=True)]
+        print(f"{neighbours:>16}" + "".join(f"{ms:>13.1f}" for ms in medians), flush=True)
 
 
 if __name__ == "__main__":
