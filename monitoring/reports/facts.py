@@ -21,6 +21,7 @@ from core.verdicts import all_verdicts
 from monitoring.reports.curves import Finding, read_curve
 from monitoring.reports.impact import by_generator, impacts
 from monitoring.reports.records import Judgement, events, held_out_curve, judgements, steps
+from monitoring.reports.text import counted
 
 # Points of a curve in the report: more than a printed chart can show.
 CHART_POINTS = 400
@@ -195,11 +196,14 @@ def _recommendations(report: Mapping[str, Any], finding: Finding) -> list[str]:
         advice.append(f"The run shows {finding.kind}: {finding.evidence}. {finding.recommendation.capitalize()}.")
     if report["files"]["ended"].get("held"):
         advice.append("Some files are held and need a person: dropforge jobs.")
-    advice += [f"{one['files']} files were refused as {one['code']}: {one['examples'][0]['message']}" for one in
-               report["files"]["refused"][:3]]  # fmt: skip
+    advice += [
+        f"Refused as {one['code']}: {counted(one['files'], 'file')}, e.g. {one['examples'][0]['file']}: "
+        f"{one['examples'][0]['message']}"
+        for one in report["files"]["refused"][:3]
+    ]
     failed = [one for one in report["deployments"] if not one["ok"]]
     if failed:
-        advice.append(f"{len(failed)} deployments failed, the last one with: {failed[-1]['message']}")
+        advice.append(f"{counted(len(failed), 'deployment')} failed, the last one so: {failed[-1]['message']}")
     worst = report["impact"]["generators"][-1] if len(report["impact"]["generators"]) > 1 else None
     if worst is not None and worst["gain"] < 0:
         advice.append(f"Files of the generator {worst['generator']} made the model worse on average; look at them.")

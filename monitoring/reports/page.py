@@ -15,7 +15,7 @@ body{font:15px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding
 h1{font-size:1.4rem;margin:0}h2{font-size:1.05rem;margin:2rem 0 .5rem}p{margin:.4rem 0}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:.25rem .6rem .25rem 0;border-bottom:1px solid #ddd;
-vertical-align:top;overflow-wrap:anywhere}
+vertical-align:top;overflow-wrap:break-word}
 th{font-weight:600}svg{width:100%;height:auto}polyline{fill:none;stroke-width:1.5}
 .train{stroke:#2563a8;fill:none}.held{stroke:#b4400f;fill:#b4400f}polyline.held{fill:none}
 .grid{stroke:#e4e4e4}.tick,.label{font-size:11px;fill:#555;text-anchor:middle}.end{text-anchor:end}.label{text-anchor:start}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 Point = tuple[float, float]
 WIDTH, HEIGHT = 720, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 12, 28
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 24, 26, 40
 _TICKS = 5
 
 
@@ -30,7 +30,7 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str) -> str:
     if not known:
         return "<p>No data yet.</p>"
     x_low, x_high = _range([x for x, _y in known])
-    y_low, y_high = _range([y for _x, y in known])
+    y_low, y_high = _range([0.0, *(y for _x, y in known)])  # from zero, so that heights can be compared
 
     def place(point: Point) -> Point:
         x = _LEFT + (point[0] - x_low) / (x_high - x_low) * (WIDTH - _LEFT - _RIGHT)
@@ -63,7 +63,7 @@ def _runs(points: Sequence[tuple[float, float | None]]) -> list[list[Point]]:
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
-    margin = (high - low) * 0.04 or abs(high) * 0.1 or 1.0
+    margin = 0.0 if high > low else abs(high) * 0.1 or 1.0
     return low - margin, high + margin
 
 
@@ -73,15 +73,14 @@ def _axes(x_low: float, x_high: float, y_low: float, y_high: float, x_label: str
         share = n / (_TICKS - 1)
         y = _TOP + (HEIGHT - _TOP - _BOTTOM) * (1 - share)
         x = _LEFT + (WIDTH - _LEFT - _RIGHT) * share
+        below = f'<text class="tick" x="{x:.1f}" y="{HEIGHT - _BOTTOM + 16}">'
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(
             f'<text class="tick end" x="{_LEFT - 6}" y="{y + 4:.1f}">{_tick(y_low + share * (y_high - y_low))}</text>'
         )
-        parts.append(
-            f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 10}">{_tick(x_low + share * (x_high - x_low))}</text>'
-        )
-    parts.append(f'<text class="label" x="{_LEFT}" y="{HEIGHT}">{html.escape(x_label)}</text>')
-    parts.append(f'<text class="label" x="{_LEFT + 4}" y="{_TOP + 8}">{html.escape(y_label)}</text>')
+        parts.append(f"{below}{_tick(x_low + share * (x_high - x_low))}</text>")
+    parts.append(f'<text class="label" x="{_LEFT}" y="{HEIGHT - 6}">{html.escape(x_label)}</text>')
+    parts.append(f'<text class="label" x="6" y="14">{html.escape(y_label)}</text>')
     return "".join(parts)
 
 

@@ -28,8 +28,9 @@ def headline(report: Mapping[str, Any]) -> str:
     ended = report["files"]["ended"]
     refused = sum(ended.get(state, 0) for state in ("rejected", "failed", "held"))
     return (
-        f"Dropforge {report['model']}: {ended.get('done', 0)} files trained, {refused} refused or failed, "
-        f"{report['training']['steps']} steps, {sum(one['ok'] for one in report['deployments'])} deployments"
+        f"Dropforge {report['model']}: {counted(ended.get('done', 0), 'file')} trained, {refused} refused or failed, "
+        f"{counted(report['training']['steps'], 'step')}, "
+        f"{counted(sum(one['ok'] for one in report['deployments']), 'deployment')}"
     )
 
 
@@ -90,7 +91,8 @@ def _impact(impact: Mapping[str, Any]) -> list[str]:
             gains = ", ".join(f"{suite} {gain:+.3g}" for suite, gain in one["gains"].items())
             lines.append(f"  {title}: {names}: {gains}")
     lines += [
-        f"  generator {g['generator']}: {g['gain']:+.3g} a file over {g['files']} files" for g in impact["generators"]
+        f"  generator {g['generator']}: {g['gain']:+.3g} a file over {counted(g['files'], 'file')}"
+        for g in impact["generators"]
     ]
     return lines
 
@@ -114,3 +116,8 @@ def _machine(report: Mapping[str, Any]) -> list[str]:
 def number(value: float | None) -> str:
     """Three significant digits, or a dash."""
     return "-" if value is None else f"{value:.3g}"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 file`, `2 files`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

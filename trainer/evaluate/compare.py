@@ -21,6 +21,7 @@ from trainer.evaluate.significance import (
     ratio_interval,
     wilson_interval,
 )
+from trainer.evaluate.suites import LOSS_METRICS
 
 EXAMPLES = 5
 
@@ -151,10 +152,13 @@ def flips(baseline: SuiteResult, candidate: SuiteResult) -> dict[str, Any]:
 
 
 def effect(comparison: Comparison) -> dict[str, Any]:
-    """`{before, after, delta, ci95}` for the verdict; delta and interval count upwards as better."""
+    """`{before, after, delta, ci95}` for the verdict: delta is after - before, `better` says which way is good."""
+    low, high = comparison.ci95
+    lower_is_better = comparison.metric in LOSS_METRICS
     return {
         "before": comparison.before,
         "after": comparison.after,
-        "delta": comparison.gain,
-        "ci95": list(comparison.ci95),
+        "delta": comparison.after - comparison.before,
+        "ci95": [-high, -low] if lower_is_better else [low, high],
+        "better": "lower" if lower_is_better else "higher",
     }

@@ -89,6 +89,13 @@ def decide(
     return _by_evidence([c for c in comparisons if c.role == "primary"], look, alpha)
 
 
+def regressed(comparisons: Sequence[Comparison]) -> bool:
+    """The candidate is clearly worse: the 95 % interval of a primary suite lies below 0, or a guard fell."""
+    guards = [c for c in comparisons if c.role == "guard"]
+    worse = any(c.role == "primary" and c.ci95[1] < 0 and -c.gain > c.noise for c in comparisons)
+    return worse or any(c.falls(GUARD_LEVEL / len(guards)) for c in guards)
+
+
 def _by_evidence(primary: Sequence[Comparison], look: int, total: float) -> Decision:
     """The best primary suite at its share of the look's alpha (Bonferroni); none of the others may be clearly worse."""
     alpha = total / len(primary)

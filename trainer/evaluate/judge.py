@@ -20,7 +20,7 @@ from core.settings import Settings
 from core.status import iso_now, read_status
 from trainer.evaluate.bench import Bench, locate
 from trainer.evaluate.compare import EXAMPLES, effect, flips, paired, summarise
-from trainer.evaluate.decide import Comparison, Decision, decide
+from trainer.evaluate.decide import Comparison, Decision, decide, regressed
 from trainer.evaluate.leaderboard import DECISION_KEYS, METRICS_FILE, Leaderboard, entry_of
 from trainer.evaluate.results import SuiteResult
 from trainer.evaluate.spending import alpha_at, resamples_for
@@ -62,6 +62,7 @@ class Judge:
         verdict, comparisons = self._decide(board, candidate, serving_id, before, after)
         doc = self._document(candidate, serving_id, comparisons, before, after) | asdict(verdict)
         doc["promote"] = verdict.promotes
+        doc["regressed"] = verdict.decision == "keep" and regressed(comparisons)
         doc["seconds"] = round(time.perf_counter() - started, 3)
         if only is not None:
             doc = self._earlier(candidate.id, doc)

@@ -16,7 +16,7 @@ from trainer.evaluate.suites import LOSS_METRICS
 
 FILE = "leaderboard.json"
 METRICS_FILE = "metrics.json"
-DECISION_KEYS = ("decision", "promote", "p_value", "alpha", "look", "reason")
+DECISION_KEYS = ("decision", "promote", "regressed", "p_value", "alpha", "look", "reason")
 Entry = dict[str, Any]
 
 

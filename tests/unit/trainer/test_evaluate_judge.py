@@ -115,7 +115,10 @@ def test_a_better_checkpoint_is_promoted_over_the_base(farm):
     doc = farm.judge(better, farm.base)
     assert doc["decision"] == "promote"
     assert doc["p_value"] < 0.001
-    assert doc["effect"]["incoming"]["delta"] == pytest.approx(1.0, abs=0.1)
+    effect = doc["effect"]["incoming"]
+    assert effect["delta"] == effect["after"] - effect["before"] == pytest.approx(-1.0, abs=0.1)
+    assert effect["ci95"][0] < effect["delta"] < effect["ci95"][1] < 0
+    assert (effect["better"], doc["regressed"]) == ("lower", False)
     assert doc["validation_loss"] == doc["suites"]["incoming"]["value"] == pytest.approx(2.05, abs=0.05)
 
 
@@ -134,7 +137,14 @@ def test_the_leaderboard_follows_its_schema_and_keeps_earlier_candidates(farm):
 
 def test_a_checkpoint_that_is_no_better_is_kept(farm):
     farm.hold_out(JOBS[0], 100)
-    assert farm.judge(farm.commit(5, JOBS[0], 3.0), farm.base)["decision"] == "keep"
+    doc = farm.judge(farm.commit(5, JOBS[0], 3.0), farm.base)
+    assert (doc["decision"], doc["regressed"]) == ("keep", False)
+
+
+def test_a_checkpoint_that_is_clearly_worse_is_named_so(farm):
+    farm.hold_out(JOBS[0], 100)
+    doc = farm.judge(farm.commit(5, JOBS[0], 3.2), farm.base)
+    assert (doc["decision"], doc["regressed"]) == ("keep", True)
 
 
 def test_the_base_against_nothing_has_no_baseline_and_is_promoted(farm):
@@ -262,7 +272,7 @@ def test_a_guard_that_falls_keeps_the_old_checkpoint(farm):
     farm.judge(polite, farm.base)
     rude = farm.commit(9, JOBS[0], 1.0)
     doc = farm.judge(rude, polite)
-    assert doc["decision"] == "keep"
+    assert (doc["decision"], doc["regressed"]) == ("keep", True)
     assert "manners" in doc["reason"]
     best = farm.leaderboard()["best"]["manners"]
     assert (best["id"], best["value"], best["drop_since"]) == (polite.id, 1.0, 0.0)
