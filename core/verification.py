@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.atomic import sha256_file
-from core.checkpoints import TRAINED_ROWS_FILE, Catalogue
+from core.checkpoints import REPLAYED_EPOCH, TRAINED_ROWS_FILE, Catalogue
 from core.errors import DropforgeError, NotFoundError
 from core.job_queue import Job, data_file_in
 from core.paths import Workspace
@@ -120,6 +120,7 @@ def _add_record(catalogue: Catalogue, manifest: dict[str, Any], chain: Chain) ->
     if record.dtype != RECORD:
         chain.problems.append(f"{path}: the record has another layout: {record.dtype}")
         return
+    record = record[record["epoch"] != REPLAYED_EPOCH]  # beside the promise: every own pass is counted without them
     for job in np.unique(record["job"]):
         name = job.decode("ascii", "replace")
         added = record[record["job"] == job]
@@ -137,7 +138,7 @@ def _examine(workspace: Workspace, verdict: dict[str, Any], chain: Chain, *, who
     problems = _data_problems(workspace, verdict) if state != "rejected" or verdict["sha256"] else []
     if state in _PROMISED:
         problems += _count_problems(verdict)
-    if len(passes) or (state == "done" and not verdict["duplicate_of"]):
+    if len(passes) or (state == "done" and verdict["rows_train"] and not verdict["duplicate_of"]):
         problems += _pass_problems(workspace, verdict, passes, trained, whole=whole)
     if verdict["duplicate_of"] and len(passes):
         problems.append("it is a duplicate, yet rows of it were trained")
