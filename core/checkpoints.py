@@ -33,6 +33,7 @@ from core.status import iso_now
 
 MANIFEST_FILE = "MANIFEST.json"
 TRAINED_ROWS_FILE = "trained_rows.npy"
+REPLAYED_EPOCH = 0xFFFF  # marks a row pass of an earlier job mixed into a later one: no pass of its own epochs
 WEIGHTS_SUFFIX = ".safetensors"
 # What travels to the inference server; everything else in a checkpoint is checked only for resume and never sent.
 TRAVELLING = re.compile(

@@ -32,7 +32,6 @@ _SHOWN = (
         "loss",
         "learning_rate",
     ),
-    *("job_step", "job_steps"),
     *("tokens_per_sec", "eta_s", "total_evals", *_JUDGED, "reason", "heartbeat", "ack"),
 )
 logger = logging.getLogger(__name__)

@@ -7,14 +7,17 @@ Errors   ChangedAfterClaimError, DataError: the job cannot be trained; NonFinite
 Units    rows are row passes; lines count from 1
 """
 
+import logging
 import time
 from dataclasses import dataclass
 
+from core.checkpoints import REPLAYED_EPOCH
 from core.errors import DataError, NonFiniteLossError
 from core.job_queue import Job
 from core.settings import Settings
 from trainer.data import JobRows
 from trainer.engine import StepResult
+from trainer.held_out_loss import is_exhausted, mean_loss
 from trainer.memory import raise_if_out_of_memory
 from trainer.packing import Row, pack
 from trainer.run import Run
@@ -22,6 +25,7 @@ from trainer.spikes import is_spike
 from trainer.state import JobProgress, Records
 
 _NAMED_LINES = 5
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +41,19 @@ class Step:
 class JobTraining:
     """The active job. Its state lives in the run's, so that a commit between any two steps holds all of it."""
 
-    def __init__(self, run: Run, job: Job, settings: Settings, rows: JobRows, progress: JobProgress) -> None:
+    def __init__(
+        self, run: Run, job: Job, settings: Settings, rows: JobRows, held_out: list[Row], progress: JobProgress
+    ) -> None:
         """Args: settings: the job's own copy. progress: where to go on; the run's state takes it over."""
         if not len(rows):
             raise DataError("no row is left to train", where=progress.file, fix="add rows, or lower trainer.held_out")
         self.job = job
         self.settings = settings
         self.progress = progress
+        self.held_out_loss: float | None = None
         self._run = run
         self._rows = rows
+        self._held_out = held_out
         run.state.job = progress
         self.dials = run.dials(settings)
         run.engine_ready().adopt(self.dials)
@@ -55,16 +63,28 @@ class JobTraining:
         return self.progress.finished
 
     @property
+    def _whole_epochs(self) -> bool:
+        """True when a step never reaches into the next epoch, because the held-out loss is taken between them."""
+        return bool(self._held_out)
+
+    @property
     def steps_done(self) -> int:
-        return -(-self.progress.rows_trained // self.dials.rows_per_step)
+        return self._steps_to(self.progress.position)
 
     @property
     def steps(self) -> int:
-        return -(-self.progress.row_passes // self.dials.rows_per_step)
+        return self._steps_to(self._rows.rows_in_epoch * self.progress.epochs)
+
+    def _steps_to(self, position: int) -> int:
+        per_step, epoch_rows = self.dials.rows_per_step, self._rows.rows_in_epoch
+        if not self._whole_epochs:
+            return -(-position // per_step)
+        epochs, rest = divmod(position, epoch_rows)
+        return epochs * -(-epoch_rows // per_step) + -(-rest // per_step)
 
     @property
     def epoch(self) -> float:
-        return round(self.progress.rows_trained / self.progress.rows_train, 4)
+        return round(self.progress.position / self._rows.rows_in_epoch, 4)
 
     def step(self) -> Step:
         """Take the next optimizer step.
@@ -88,24 +108,41 @@ class JobTraining:
         self._run.record(records)
         state.step += 1
         seconds = time.monotonic() - began
-        self._advance(result, len(rows), seconds)
+        self._advance(result, records, seconds)
+        self._look_at_held_out()
         spiked = is_spike(progress, result.loss, self.settings.trainer.spike_factor)
         return Step(result, rate, seconds, spiked)
 
     def next_rows(self) -> tuple[list[Row], Records]:
         """The rows of the next optimizer step, without taking it."""
-        progress = self.progress
-        count = min(self.dials.rows_per_step, progress.row_passes - progress.rows_trained)
-        return self._rows.take(progress.rows_trained, count)
+        position, epoch_rows = self.progress.position, self._rows.rows_in_epoch
+        left = epoch_rows * self.progress.epochs - position
+        if self._whole_epochs:
+            left = epoch_rows - position % epoch_rows
+        return self._rows.take(position, min(self.dials.rows_per_step, left))
 
-    def _advance(self, result: StepResult, rows: int, seconds: float) -> None:
+    def _advance(self, result: StepResult, records: Records, seconds: float) -> None:
         progress = self.progress
-        progress.rows_trained += rows
+        progress.position += len(records)
+        progress.rows_trained += int((records["epoch"] != REPLAYED_EPOCH).sum())
         progress.tokens_trained += result.trained_tokens
         progress.seconds += seconds
         progress.loss_last = result.loss
         if progress.first_step is None:
             progress.first_step, progress.loss_first = self._run.state.step, result.loss
+
+    def _look_at_held_out(self) -> None:
+        """Between two epochs: take the held-out loss, and make this epoch the last when it has stopped falling."""
+        progress, trainer = self.progress, self.settings.trainer
+        epochs, rest = divmod(progress.position, self._rows.rows_in_epoch)
+        self.held_out_loss = None
+        if not self._whole_epochs or rest:
+            return
+        loss = mean_loss(self._run.engine_ready(), self._held_out, self.dials.micro_batch_tokens)
+        self.held_out_loss = loss
+        if loss is not None and is_exhausted(progress, loss, patience=trainer.patience, min_delta=trainer.min_delta):
+            logger.info("the held-out loss has not fallen for %d epochs: %d were enough", trainer.patience, epochs)
+            progress.epochs = epochs
 
     def _named(self, error: NonFiniteLossError, rows: list[Row], records: Records) -> NonFiniteLossError:
         """Find the lines whose own loss is not finite; all lines of the step when none is by itself."""
@@ -115,7 +152,7 @@ class JobTraining:
             for row in rows
         ]
         guilty = [int(r["row"]) + 1 for r, loss in zip(records, losses, strict=True) if loss - loss != 0]
-        lines = guilty or [int(r["row"]) + 1 for r in records]
+        lines = guilty or [int(r["row"]) + 1 for r in records if r["epoch"] != REPLAYED_EPOCH]
         shown = ", ".join(map(str, sorted(lines)[:_NAMED_LINES])) + (" ..." if len(lines) > _NAMED_LINES else "")
         what = f"{error.message} at step {self._run.state.step + 1}"
         return NonFiniteLossError(what, where=f"{self.progress.file}, lines {shown}", fix=error.fix)

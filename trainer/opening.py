@@ -11,7 +11,9 @@ from core.lineage import read_sidecar
 from core.settings import Settings, load_job_settings
 from core.validation import token_cache_of
 from trainer.data import ChangedAfterClaimError, JobRows
+from trainer.held_out_loss import held_out_rows
 from trainer.job_training import JobTraining
+from trainer.replay import pool_for
 from trainer.run import Run
 from trainer.state import JobProgress
 
@@ -35,7 +37,16 @@ def open_job(run: Run, job: Job, settings: Settings) -> JobTraining:
     cache = token_cache_of(job, settings, run.workspace, run.encoder)
     if len(cache) != verdict["rows_train"]:
         raise DataError(f"{len(cache)} training rows, the verdict says {verdict['rows_train']}", where=verdict["file"])
-    rows = JobRows(job.job_id, cache, sha256=verdict["sha256"], seed=settings.trainer.seed)
+    trainer = settings.trainer
+    rows = JobRows(
+        job.job_id,
+        cache,
+        sha256=verdict["sha256"],
+        seed=trainer.seed,
+        pool=pool_for(run, job, settings),
+        replay_ratio=trainer.replay_ratio,
+    )
+    held_out = held_out_rows(run, job, run.workspace, settings.hyperparams.max_length) if trainer.patience else []
     fresh = JobProgress(
         job_id=job.job_id,
         file=verdict["file"],
@@ -44,7 +55,7 @@ def open_job(run: Run, job: Job, settings: Settings) -> JobTraining:
         rows_train=len(rows),
         epochs=settings.hyperparams.epochs,
     )
-    return JobTraining(run, job, settings, rows, run.progress_of(job.job_id) or fresh)
+    return JobTraining(run, job, settings, rows, held_out, run.progress_of(job.job_id) or fresh)
 
 
 def _generator(job: Job) -> str:

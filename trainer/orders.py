@@ -24,6 +24,7 @@ class Order:
     release_gpu: bool = False
     id: str | None = None
     job_id: str | None = None
+    hold: bool = False  # rewind: later jobs wait for a person instead of being trained again
 
 
 def order_from(document: dict[str, Any]) -> Order:
@@ -35,6 +36,7 @@ def order_from(document: dict[str, Any]) -> Order:
         release_gpu=bool(document.get("release_gpu")),
         id=document.get("id"),
         job_id=document.get("job_id"),
+        hold=bool(document.get("hold")),
     )
 
 

@@ -29,6 +29,7 @@ from trainer.models import load
 from trainer.models.lora import ADAPTER_WEIGHTS, add_adapter
 from trainer.state import RECORD_DTYPE, JobProgress, Records, TrainState
 
+OnLost = Callable[[set[str]], None]  # told the ids of jobs before their commits are taken back
 logger = logging.getLogger(__name__)
 
 
@@ -39,7 +40,7 @@ class Run:
         loads: how often weights were read from the disk: 1 for as long as nothing is undone.
     """
 
-    def __init__(self, workspace: Workspace, settings: Settings, on_lost: Callable[[set[str]], None]) -> None:
+    def __init__(self, workspace: Workspace, settings: Settings, on_lost: OnLost) -> None:
         """Open the run named in the settings, importing its base first when it has none.
 
         Args:
@@ -93,7 +94,7 @@ class Run:
         while (head := self.catalogue.head()) is not None:
             problems = self.catalogue.verify(head, training=True)
             if not problems:
-                self._take_back_after(head.id)  # manifests of removed checkpoints behind a damaged one
+                self._take_back_after(head.id, self._on_lost)  # manifests of removed checkpoints behind a damaged one
                 return head
             logger.error("checkpoint %s is damaged and set aside: %s", head.id, "; ".join(problems))
             self._on_lost({job["job_id"] for job in head.manifest["jobs"]})
@@ -241,13 +242,13 @@ class Run:
 
     # -- going back -----------------------------------------------------------------------------------------------
 
-    def go_back_to(self, checkpoint_id: str) -> None:
+    def go_back_to(self, checkpoint_id: str, on_lost: OnLost) -> None:
         """Make weights, moments, random numbers, step and chain those of an earlier commit.
 
         Side effects: later commits move to .undone/, after `on_lost` was told of the jobs they hold.
         """
         self.settle()
-        self._take_back_after(checkpoint_id)
+        self._take_back_after(checkpoint_id, on_lost)
         self.reload()
 
     def forget_job(self, job_id: str) -> None:
@@ -260,12 +261,12 @@ class Run:
         self.catalogue.undo_after(before)
         self.reload()
 
-    def _take_back_after(self, checkpoint_id: str) -> None:
+    def _take_back_after(self, checkpoint_id: str, on_lost: OnLost) -> None:
         manifests = self.catalogue.manifests()
         kept = next((i for i, m in enumerate(manifests) if m["id"] == checkpoint_id), len(manifests))
         lost = {job["job_id"] for manifest in manifests[kept + 1 :] for job in manifest["jobs"]}
         if manifests[kept + 1 :]:
-            self._on_lost(lost)
+            on_lost(lost)
             self.catalogue.undo_after(checkpoint_id)
 
     def reload(self) -> None:

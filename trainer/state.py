@@ -29,7 +29,8 @@ class JobProgress:
     generator: str
     rows_train: int
     epochs: int
-    rows_trained: int = 0
+    rows_trained: int = 0  # passes of its own rows
+    position: int = 0  # passes taken, replayed rows of earlier jobs included
     first_step: int | None = None
     tokens_trained: int = 0
     loss_first: float | None = None
@@ -37,6 +38,8 @@ class JobProgress:
     seconds: float = 0.0
     recent_losses: list[float] = dataclasses.field(default_factory=list)  # see trainer.spikes
     high_steps: int = 0
+    best_held_out: float | None = None  # see trainer.held_out_loss
+    epochs_without_gain: int = 0
 
     @property
     def row_passes(self) -> int:

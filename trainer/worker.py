@@ -12,7 +12,15 @@ import logging
 import time
 from typing import Any  # manifests are JSON documents
 
-from core.errors import ConfigError, DataError, DropforgeError, ModelError, NotFoundError, StorageError
+from core.errors import (
+    ConfigError,
+    DataError,
+    DropforgeError,
+    ModelError,
+    NonFiniteLossError,
+    NotFoundError,
+    StorageError,
+)
 from core.job_queue import Job, JobQueue
 from core.paths import Workspace, display_name
 from core.settings import Settings, load_settings
@@ -90,7 +98,7 @@ class Worker:
         elif order.command == "skip":
             self._skip(order)
         elif order.command == "rewind" and order.id is not None:
-            self._rewind(order.id)
+            self._rewind(order.id, hold=order.hold)
         elif order.paused and order.release_gpu:
             self.run.commit()
             self.run.release()
@@ -112,7 +120,8 @@ class Worker:
             return  # it has ended meanwhile
         self._end_badly(job, "failed", "skipped", "skipped on request; its training was undone", None)
 
-    def _rewind(self, checkpoint_id: str) -> None:
+    def _rewind(self, checkpoint_id: str, *, hold: bool) -> None:
+        """Take training back to a checkpoint; jobs trained since wait in their lane again, or in held/ for a person."""
         try:
             self.run.catalogue.get(checkpoint_id)
         except NotFoundError as error:
@@ -122,7 +131,7 @@ class Worker:
         if active is not None:
             self._requeue({active.job_id})
         self._training = None
-        self.run.go_back_to(checkpoint_id)
+        self.run.go_back_to(checkpoint_id, self._hold if hold else self._requeue)
 
     # -- jobs -----------------------------------------------------------------------------------------------------
 
@@ -182,7 +191,7 @@ class Worker:
         except OutOfMemoryError as error:
             self._halve(training, error)
             return
-        except ModelError as error:
+        except NonFiniteLossError as error:
             self._end_badly(training.job, "failed", error.slug, str(error), error.fix)
             return
         every = training.settings.trainer.checkpoint_every_steps
@@ -227,6 +236,7 @@ class Worker:
             "epoch": training.epoch,
             "tokens_per_sec": self._pace.tokens_per_s,
         }
+        held_out = {} if training.held_out_loss is None else {"validation_loss": training.held_out_loss}
         self._log.write(
             step=number,
             job_id=training.job.job_id,
@@ -234,6 +244,7 @@ class Worker:
             tokens=result.tokens,
             trained_tokens=result.trained_tokens,
             **shown,
+            **held_out,
         )
         left = training.steps - training.steps_done
         steps = {"current_step": number, "job_step": training.steps_done}
@@ -270,7 +281,16 @@ class Worker:
 
     def _requeue(self, job_ids: set[str]) -> None:
         """Put jobs whose training is about to be taken back into their lane again, as if never trained."""
-        fresh = {"state": "queued", "training": None, "checkpoint": None, "finished_at": None, "effect": None}
+        self._take_out(job_ids, "normal", state="queued", message="waits to be trained again")
+
+    def _hold(self, job_ids: set[str]) -> None:
+        """Put jobs that made the model worse where a person decides: again they would give the same weights."""
+        told = {"state": "held", "code": "regressed", "fix": "dropforge retry JOB_ID trains it again"}
+        what = "the model was worse after it; its training was taken back"
+        self._take_out(job_ids, "held", **told, message=what, finished_at=iso_now())
+
+    def _take_out(self, job_ids: set[str], lane: str, **told: str) -> None:
+        untrained = {"training": None, "checkpoint": None, "finished_at": None, "effect": None, "served": False}
         for job_id in sorted(job_ids):
             try:
                 job = self._queue.find(job_id)
@@ -278,8 +298,8 @@ class Worker:
                 logger.error("job %s has no folder any more: it cannot be trained again", job_id)
                 continue
             if job.lane in ("done", "active"):
-                job.write_verdict(job.verdict() | fresh | {"served": False, "message": "waits to be trained again"})
-                self._queue.move(job, "normal")
+                job.write_verdict(job.verdict() | untrained | told)
+                self._queue.move(job, lane)
 
 
 def drive(worker: Worker, idle_s: float = 0.1) -> int:
@@ -294,4 +314,4 @@ def exit_code_of(error: DropforgeError) -> int:
     """Exit code of an error that ends the trainer: 2 when only an operator can mend it, 4 for storage, else 1."""
     if isinstance(error, StorageError):
         return error.exit_code
-    return ConfigError.exit_code if isinstance(error, ConfigError) else 1
+    return ConfigError.exit_code if isinstance(error, ConfigError | ModelError) else 1

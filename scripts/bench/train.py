@@ -286,7 +286,7 @@ def in_process_of_its_own(name: str, options: argparse.Namespace) -> dict[str, f
         "--rows",
         str(options.rows),
     ]
-    done = subprocess.run(argv, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, check=False)  # noqa: S603
+    done = subprocess.run(argv, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, check=False)
     if done.returncode:
         print(f"{name} failed: {done.stderr.strip().splitlines()[-1]}", flush=True)
         return None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from training_farm import TrainingFarm, chats, same, weights_of
+from scripts.reliability.training_farm import TrainingFarm, chats, same, weights_of
 
 WaitUntil = Callable[..., None]
 

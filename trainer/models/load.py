@@ -16,7 +16,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
-from core.atomic import sha256_file, write_bytes
+from core.atomic import read_json, sha256_file, write_bytes
 from core.chat_templates import ChatEncoder
 from core.checkpoints import Checkpoint
 from core.errors import ConfigError, ModelError
@@ -59,9 +59,21 @@ def read_base(workspace: Workspace, settings: Settings) -> Base:
     if settings.model_name == TINY_NAME and not (folder / MODEL_WEIGHTS).is_file():
         make_tiny(folder, settings.trainer.seed)
     source = str(folder) if folder.is_dir() else settings.model_path
+    refuse_quantized(source)
     model = load_causal_lm(source)
     refuse_other_architecture(model.config, settings)
     return Base(settings.model_name, source, model)
+
+
+def refuse_quantized(source: str) -> None:
+    """Raise ConfigError when config.json names a quantization: such weights can be neither trained nor saved."""
+    path = Path(source) / "config.json"
+    if path.is_file() and read_json(path).get("quantization_config"):
+        raise ConfigError(
+            "the base model is quantized (quantization_config); its weights cannot be trained",
+            where=str(path),
+            fix="name an unquantized base, or save it dequantized and delete quantization_config from its config.json",
+        )
 
 
 def load_causal_lm(source: str, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
@@ -72,7 +84,7 @@ def load_causal_lm(source: str, dtype: torch.dtype | str = "auto") -> PreTrained
     """
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"the base model cannot be loaded: {reason}",

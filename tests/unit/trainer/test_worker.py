@@ -13,11 +13,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from core.atomic import read_json
+from core.checkpoints import REPLAYED_EPOCH
 from core.errors import ConfigError
 from core.paths import schema_file
+from scripts.reliability.training_farm import TrainingFarm, chat, chats, same, weights_in, weights_of
 from trainer.config import dials
 from trainer.worker import Did, Worker
-from training_farm import TrainingFarm, chats, same, weights_in, weights_of
 
 MakeFarm = Callable[..., TrainingFarm]
 
@@ -157,6 +158,29 @@ def test_rewind_restores_the_weights_of_the_checkpoint_and_queues_later_jobs_aga
     assert sorted(farm.lane("done")) == sorted([first.job_id, second.job_id, third.job_id])
 
 
+def test_rewind_with_hold_keeps_the_jobs_since_for_a_person(make_farm: MakeFarm) -> None:
+    farm = make_farm()
+    farm.drop(chats(8))
+    worker = farm.train()
+    wanted, target = weights_in(worker.run), farm.head()
+    worse = farm.drop(chats(6, first=30), "worse.jsonl")
+    farm.train(worker)
+    farm.order("rewind", id=target.id, hold=True)
+    farm.train(worker)
+    assert (farm.head().id, farm.lane("held"), farm.lane("normal")) == (target.id, [worse.job_id], [])
+    verdict = farm.queue.find(worse.job_id).verdict()
+    assert (verdict["state"], verdict["code"], verdict["training"]) == ("held", "regressed", None)
+    assert same(weights_in(worker.run), wanted)
+
+
+def test_a_quantized_base_is_refused_in_one_line_before_anything_is_loaded(make_farm: MakeFarm) -> None:
+    farm = make_farm()
+    config = farm.workspace.root / "models" / "dropforge-tiny" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "quantization_config": {"quant_method": "gguf"}}))
+    with pytest.raises(ConfigError, match=r"config\.json: the base model is quantized.*fix: name an unquantized base"):
+        farm.worker()
+
+
 def test_a_poisoned_file_fails_by_its_lines_and_leaves_weights_as_they_were(
     make_farm: MakeFarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,6 +307,48 @@ def test_a_loss_spike_can_pause_instead_until_a_person_resumes(
     farm.order("run")
     farm.train(worker)
     assert farm.lane("done") == [job.job_id]
+
+
+def test_replay_mixes_earlier_rows_in_and_every_jobs_own_passes_still_add_up(make_farm: MakeFarm) -> None:
+    straight, broken = (make_farm(name, trainer={"replay_ratio": 0.5}) for name in ("straight", "broken"))
+    for farm in (straight, broken):
+        farm.drop(chats(10))
+        farm.drop(chats(8, first=20), "more.jsonl")
+    straight.train()
+    for step in (6, 8):
+        _tick_until_step(broken.worker(), step)
+    broken.train()
+    first, second = straight.lane("done")
+    passes = straight.passes()
+    own = [p for p in passes if p[2] != REPLAYED_EPOCH]
+    replayed = [p for p in passes if p[2] == REPLAYED_EPOCH]
+    assert sorted(own) == sorted([(first, r, e) for r in range(10) for e in range(2)] + _all(second, 8))
+    assert {job for job, _, _ in replayed} == {first}
+    assert 4 <= len(replayed) <= 8  # half of eight rows, twice; what would follow the last own row is left out
+    assert same(weights_of(straight.head()), weights_of(broken.head()))
+
+
+def _all(job_id: str, rows: int) -> list[tuple[str, int, int]]:
+    return [(job_id, row, epoch) for row in range(rows) for epoch in range(2)]
+
+
+def test_a_job_ends_early_when_its_held_out_loss_no_longer_falls_and_counts_whole_epochs(make_farm: MakeFarm) -> None:
+    farm = make_farm(hyperparams={"epochs": 40}, trainer={"patience": 2})
+    job = farm.drop(chats(10))
+    held_out = farm.workspace.incoming_dir("main") / f"{job.job_id}.jsonl"
+    held_out.parent.mkdir(parents=True)
+    held_out.write_text("".join(json.dumps(chat(f"q {n}", "zzz qqq xxx" * n)) + "\n" for n in range(1, 6)))
+    farm.train()
+    (entry,) = farm.head().manifest["jobs"]
+    assert entry["epochs"] < 40
+    assert farm.head().ends_job
+    assert sorted(farm.passes()) == sorted(
+        (job.job_id, row, epoch) for row in range(10) for epoch in range(entry["epochs"])
+    )
+    lines = [json.loads(line) for line in farm.workspace.metrics_file("main").read_text().splitlines()]
+    losses = [line["validation_loss"] for line in lines if "validation_loss" in line]
+    assert len(losses) == entry["epochs"]
+    assert min(losses) == losses[-3]  # two epochs without a gain
 
 
 def test_the_first_batch_shows_tokens_and_what_of_them_is_trained(make_farm: MakeFarm) -> None:
