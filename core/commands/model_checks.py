@@ -10,7 +10,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from math import prod
 from pathlib import Path
 
 import psutil
@@ -18,14 +17,20 @@ import psutil
 from core.commands.liveness import daemon_runs
 from core.commands.machine_checks import FAIL, PASS, WARN, Finding
 from core.commands.ports import addresses, problem
+from core.errors import DropforgeError
 from core.gpu import GpuReading, NvmlProbe
+from core.memory_estimate import (
+    CPU_MICRO_BATCH_TOKENS,
+    GPU_MICRO_BATCH_TOKENS,
+    advice,
+    method_for,
+    needed,
+    shape_of,
+)
 from core.paths import Workspace
 from core.settings import Settings
 
 EMBEDDED_MODEL = "dropforge-tiny"
-_LORA_FROM_PARAMETERS = 300_000_000  # the contract's border between full fine-tuning and LoRA
-_FULL_BYTES = 16  # a parameter in fp32: weight 4, gradient 4, two AdamW moments 8
-_LORA_BYTES = 4.4  # the frozen weight 4; adapters, their gradients and moments about a tenth of it
 _ARCHITECTURES = (
     "import json, torch; print(json.dumps({'built': torch.cuda.get_arch_list(), 'devices': "
     "[torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]}))"
@@ -127,48 +132,30 @@ def supports(built: list[str], major: int, minor: int) -> bool:
 
 
 def memory(workspace: Workspace, settings: Settings, reading: GpuReading) -> Finding:
-    """The model and its training state fit into memory (activations come on top)."""
+    """A training step with this model and these settings fits into memory."""
     folder = workspace.resolve(settings.model_path)
-    parameters = count_parameters(folder)
-    if parameters is None:
-        return _no_weights(settings, folder)
-    lora = settings.trainer.method == "lora" or (
-        settings.trainer.method is None and parameters >= _LORA_FROM_PARAMETERS
-    )
-    needed_bytes = int(parameters * (_LORA_BYTES if lora else _FULL_BYTES))
+    if not (folder / "config.json").is_file():
+        return _no_model(settings, folder)
     totals = [gpu.memory_total_bytes for gpu in reading.devices if gpu.memory_total_bytes]
     there_bytes = max(totals) if totals else psutil.virtual_memory().available
-    place = "on the GPU" if totals else "available"
+    try:
+        shape = shape_of(folder)
+    except DropforgeError as error:
+        return Finding("memory", FAIL, f"{error.where}: {error.message}", error.fix or "copy the model's folder again")
+    need = needed(shape, settings, micro_batch_tokens=GPU_MICRO_BATCH_TOKENS if totals else CPU_MICRO_BATCH_TOKENS)
+    method = "LoRA" if method_for(settings.trainer.method, shape.parameters) == "lora" else "full fine-tuning"
     message = (
-        f"{parameters / 1e6:.1f} M parameters, {'LoRA' if lora else 'full fine-tuning'}: about "
-        f"{needed_bytes / 1e9:.1f} GB before activations, {there_bytes / 1e9:.1f} GB {place}"
+        f"{shape.parameters / 1e6:.1f} M parameters, {method}: a step needs about {need.with_margin / 1e9:.1f} GB, "
+        f"{there_bytes / 1e9:.1f} GB {'on the GPU' if totals else 'available'}"
     )
-    if needed_bytes > there_bytes:
-        fix = "set trainer.method to lora" if not lora else "choose a smaller model or a larger machine"
-        return Finding("memory", FAIL, message, fix)
-    if needed_bytes > 0.7 * there_bytes:
-        return Finding("memory", WARN, message, "lower hyperparams.batch_size or max_length if it runs out")
-    return Finding("memory", PASS, message)
+    fix = advice(need, there_bytes, settings)
+    return Finding("memory", FAIL, message, fix) if fix else Finding("memory", PASS, message)
 
 
-def _no_weights(settings: Settings, folder: Path) -> Finding:
+def _no_model(settings: Settings, folder: Path) -> Finding:
     if settings.model_name == EMBEDDED_MODEL:
         return Finding("memory", PASS, "the embedded model (0.2 M parameters) is made at the first start")
     if not folder.exists() and settings.model_path.count("/") == 1 and not settings.model_path.startswith("models/"):
         message = f"{settings.model_path} is no folder: taken for a Hub id, loaded at the first start"
         return Finding("memory", WARN, message, "download it into models/ for a start without a network")
     return Finding("memory", FAIL, f"no model in {folder}", "put a transformers model folder there, or mend model_path")
-
-
-def count_parameters(folder: Path) -> int | None:
-    """Parameters of a model folder from its safetensors headers; None without weights."""
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    return sum(_tensors(path) for path in files) if files else None
-
-
-def _tensors(path: Path) -> int:
-    """The number of values in one safetensors file. Format: 8 bytes header length, little-endian, then JSON."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")

@@ -38,7 +38,7 @@ CORE_LEVELS = (
     "errors paths",
     "atomic logs gpu",
     "settings hosts lineage control status job_queue checkpoints drop verdicts provenance model_card",
-    "services formats chat_templates chatml jinja_sandbox tokenizer_files",
+    "services formats chat_templates chatml jinja_sandbox tokenizer_files memory_estimate",
     "validation ledger lineage_tracker verification ledger_curve",
     "daemon commands cli",
 )

@@ -139,22 +139,42 @@ def test_a_lost_gpu_is_a_failure() -> None:
     assert model_checks.nvml(GpuReading((Gpu("GPU-1", state="lost", message="gone"),), "999")).status == "FAIL"
 
 
-def write_safetensors_header(path: Path, values: int) -> None:
-    header = json.dumps({"__metadata__": {"format": "pt"}, "w": {"dtype": "F32", "shape": [values // 1000, 1000]}})
-    path.write_bytes(len(header).to_bytes(8, "little") + header.encode())
+def write_model(folder: Path, *, hidden: int, layers: int) -> None:
+    """A config.json and headers of safetensors files without any weights."""
+    folder.mkdir(parents=True)
+    config = {
+        "num_attention_heads": 16,
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "intermediate_size": 3 * hidden,
+        "vocab_size": 32_000,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    header = json.dumps({"__metadata__": {"format": "pt"}, "w": {"dtype": "F32", "shape": [600_000, 1000]}})
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header.encode())
 
 
 def test_the_memory_estimate_counts_parameters_and_knows_lora(workspace: Workspace) -> None:
-    folder = workspace.root / "models" / "big"
-    folder.mkdir(parents=True)
-    write_safetensors_header(folder / "model-00001-of-00002.safetensors", 400_000_000)
-    write_safetensors_header(folder / "model-00002-of-00002.safetensors", 200_000_000)
-    reading = GpuReading((Gpu("GPU-1", memory_total_bytes=8_000_000_000),), "999")
-    settings = load_settings(workspace, ["model_path=models/big", "model_name=big"], env={})
-    fits = model_checks.memory(workspace, settings, reading)
+    write_model(workspace.root / "models" / "big", hidden=1024, layers=12)
+    reading = GpuReading((Gpu("GPU-1", memory_total_bytes=80_000_000_000),), "999")
+    overrides = ["model_path=models/big", "model_name=big", "hyperparams.max_length=512"]
+    fits = model_checks.memory(workspace, load_settings(workspace, overrides, env={}), reading)
     assert (fits.status, "600.0 M parameters, LoRA" in fits.message) == ("PASS", True)
-    full = load_settings(workspace, ["model_path=models/big", "model_name=big", "trainer.method=full"], env={})
-    assert model_checks.memory(workspace, full, reading).status == "FAIL"
+    small = GpuReading((Gpu("GPU-1", memory_total_bytes=8_000_000_000),), "999")
+    full = load_settings(workspace, [*overrides, "trainer.method=full"], env={})
+    too_big = model_checks.memory(workspace, full, small)
+    assert too_big.status == "FAIL"
+    assert "trainer." in too_big.fix
+
+
+def test_a_model_folder_that_is_damaged_is_a_failure_that_names_it(workspace: Workspace) -> None:
+    folder = workspace.root / "models" / "bad"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    settings = load_settings(workspace, ["model_path=models/bad", "model_name=bad"], env={})
+    finding = model_checks.memory(workspace, settings, GpuReading(no_driver=True))
+    assert finding.status == "FAIL"
+    assert "models/bad" in finding.message
 
 
 def test_a_model_that_is_not_there_is_a_failure_unless_it_is_the_embedded_one(workspace: Workspace) -> None:
