@@ -130,7 +130,7 @@ def build(
     children = Children(workspace, context.config.overrides, Supervisor())
     desk = ClaimDesk(workspace, context.queue)
     intake = Intake(context, desk, Gating(gate, workspace.root, worker), SUFFIXES, time.monotonic)
-    judging = Judging(context, children, view, deployment, grace_s=options.server_grace_s)
+    judging = Judging(context, children, view, deployment, orders, grace_s=options.server_grace_s)
     requests = RequestActions(context, orders, intake, judging)
     watched = (workspace.inbox, workspace.inbox / "high", workspace.inbox / "low", workspace.control_dir)
     trainer = None

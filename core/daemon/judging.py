@@ -15,6 +15,7 @@ from core.daemon.catalogue_view import CatalogueView
 from core.daemon.children import Children
 from core.daemon.context import Context
 from core.daemon.deployment import DeploymentView
+from core.daemon.orders import OrderBook
 from core.daemon.supervisor import State
 from core.status import read_status
 
@@ -41,12 +42,20 @@ class Judging:
     """Decides what to run next from what lies on the disk, so that a restart simply goes on."""
 
     def __init__(
-        self, context: Context, children: Children, view: CatalogueView, deployment: DeploymentView, *, grace_s: float
+        self,
+        context: Context,
+        children: Children,
+        view: CatalogueView,
+        deployment: DeploymentView,
+        orders: OrderBook,
+        *,
+        grace_s: float,
     ) -> None:
         self._context = context
         self._children = children
         self._view = view
         self._deployment = deployment
+        self._orders = orders
         self._grace_s = grace_s
         self._began_s: float | None = None
         self._asked: deque[Errand] = deque()
@@ -58,6 +67,7 @@ class Judging:
         self._deferred_until_s = 0.0
         self._was_ok = False
         self._refresh = False
+        self._taken_back: set[str] = set()
         self.judged: list[str] = []
 
     # --- asked by people ------------------------------------------------------------------------------------------
@@ -87,6 +97,7 @@ class Judging:
         self._was_ok = self._deployment.ok
         if self._now is not None:
             self._watch(self._now, now)
+        self._maybe_take_back()
         if self._now is None:
             errand = self._next(now)
             if errand is not None:
@@ -217,6 +228,28 @@ class Judging:
                 done = checkpoint.id in self._refused or self._deployed_before(checkpoint.id)
                 return self._first(now) if done else checkpoint
         return self._first(now)
+
+    def _maybe_take_back(self) -> None:
+        """`trainer.on_regress: rewind`: a candidate that is clearly worse goes, and so does what was built on it."""
+        if self._context.settings.trainer.on_regress != "rewind" or not self._orders.idle:
+            return
+        serving = self._view.find(self._deployment.serving)
+        chain = self._view.committed
+        later = chain[chain.index(serving) + 1 :] if serving in chain else []
+        for checkpoint in later:
+            if checkpoint.ends_job and checkpoint.id not in self._taken_back and self._regressed(checkpoint.id):
+                self._taken_back.add(checkpoint.id)
+                text = f"{checkpoint.id} is worse than {self._deployment.serving}, which serves: going back to that"
+                self._context.events.emit("regressed", text, checkpoint=checkpoint.id, serving=self._deployment.serving)
+                self._orders.ask("rewind", id=self._deployment.serving, hold=True, reason="trainer.on_regress")
+                return
+
+    def _regressed(self, checkpoint_id: str) -> bool:
+        """The judge kept it back and found it significantly worse (asked only of what it has decided)."""
+        if self._promotes(checkpoint_id) is not False:
+            return False
+        found = self.metrics(checkpoint_id)
+        return found.get("decision") == "keep" and found.get("regressed") is True
 
     def _first(self, now: float | None) -> Checkpoint | None:
         """The base, when the server has nothing at all."""

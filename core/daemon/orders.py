@@ -15,6 +15,7 @@ from core.paths import Workspace
 from core.status import read_status
 
 _KEPT_OVER_A_START = ("skip", "rewind")
+_FIELDS = ("id", "job_id", "reason")
 
 
 @dataclass(slots=True)
@@ -43,7 +44,7 @@ class OrderBook:
         self._seq = max(seq if isinstance(seq, int) else 0, view.acked_seq)
         self._current: Order | None = None
         if doc.get("command") in _KEPT_OVER_A_START and self._seq > view.acked_seq:
-            kept = {key: doc.get(key) for key in ("id", "job_id", "reason")}
+            kept = {key: doc.get(key) for key in (*_FIELDS, "hold")}
             self._current = Order(doc["command"], kept, self._seq)
         self._waiting: deque[Order] = deque()
         self._hand = False
@@ -130,7 +131,9 @@ class OrderBook:
         self._current = order
 
     def _write(self, order: Order, seq: int | None = None) -> None:
-        named = {key: order.fields.get(key) for key in ("id", "job_id", "reason")}
+        named = {key: order.fields.get(key) for key in _FIELDS}
+        if order.fields.get("hold"):
+            named["hold"] = True
         doc = {
             "seq": seq if seq is not None else order.seq,
             "command": order.command,

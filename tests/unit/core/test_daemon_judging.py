@@ -11,8 +11,10 @@ from core.daemon.catalogue_view import CatalogueView
 from core.daemon.children import Children
 from core.daemon.deployment import DeploymentPoller, DeploymentView
 from core.daemon.judging import Judging
+from core.daemon.orders import OrderBook
 from core.daemon.outcomes import Outcomes
 from core.daemon.supervisor import Supervisor
+from core.daemon.training_view import TrainingView
 from core.job_queue import Job, new_verdict
 from core.paths import Workspace
 from daemon_rig import FakeSpawn, commit, ended, make_context
@@ -23,9 +25,9 @@ JOB = "20260101T00000000000{}Z-abcdef"
 class Rig:
     """The judge and the publisher are fake processes; the server is a document."""
 
-    def __init__(self, workspace: Workspace, clock: Any) -> None:
+    def __init__(self, workspace: Workspace, clock: Any, **config: Any) -> None:
         self.workspace, self.clock = workspace, clock
-        self.context = make_context(workspace)
+        self.context = make_context(workspace, **config)
         self.server: dict[str, Any] | None = {"serving": None, "previous": None, "checkpoints": []}
         self.restart()
 
@@ -36,7 +38,8 @@ class Rig:
         self.children = Children(self.workspace, (), Supervisor(start=self.spawn))
         self.view = CatalogueView(self.workspace, "main")
         self.deployment = DeploymentView(self.context, self.poller)
-        self.judging = Judging(self.context, self.children, self.view, self.deployment, grace_s=10.0)
+        self.orders = OrderBook(self.workspace, TrainingView(self.workspace))
+        self.judging = Judging(self.context, self.children, self.view, self.deployment, self.orders, grace_s=10.0)
         self.outcomes = Outcomes(self.context, self.view, self.deployment, self.judging)
 
     def _poll(self) -> tuple[dict[str, Any] | None, str | None]:
@@ -308,6 +311,38 @@ def test_an_effect_that_a_crash_lost_is_merged_at_the_next_start(rig: Rig) -> No
     rig.restart()
     rig.tick()
     assert job.verdict()["effect"] == {"incoming": {"delta": 0.0}}
+
+
+@pytest.mark.parametrize(("policy", "regressed", "asked"), [("rewind", True, True), ("continue", True, False)])
+def test_a_clearly_worse_candidate_is_taken_back_when_the_operator_wants_that(
+    workspace: Workspace, clock: object, policy: str, regressed: bool, asked: bool
+) -> None:
+    rig = Rig(workspace, clock, trainer={"on_regress": policy})
+    base = commit(workspace, 0)
+    rig.serve(base)
+    worse = commit(workspace, 10, [ended(JOB.format(1))])
+    rig.tick()
+    rig.judge_says(worse, "keep", regressed=regressed)
+    rig.finish()
+    rig.orders.tick()
+    path = workspace.status_file("orders.json")
+    order = json.loads(path.read_text()) if path.exists() else {}
+    wanted = {"command": "rewind", "id": base.id, "hold": True}
+    assert (wanted.items() <= order.items()) == asked
+    rig.tick(times=3)
+    assert rig.orders.idle != asked, "asked once, and only once"
+    rig.context.wakeup.close()
+
+
+def test_a_candidate_that_is_merely_not_better_is_never_taken_back(workspace: Workspace, clock: object) -> None:
+    rig = Rig(workspace, clock, trainer={"on_regress": "rewind"})
+    rig.serve(commit(workspace, 0))
+    same = commit(workspace, 10, [ended(JOB.format(1))])
+    rig.tick()
+    rig.judge_says(same, "keep", regressed=False)
+    rig.finish()
+    assert rig.orders.idle
+    rig.context.wakeup.close()
 
 
 def test_what_waits_is_named_for_retention(rig: Rig) -> None:
