@@ -170,12 +170,13 @@ def _kept_per_token(shape: ModelShape, recomputed: bool, lora: bool, rank: int) 
     return shape.layers * layer + 2 * shape.intermediate
 
 
-def advice(need: MemoryNeed, available_bytes: int, settings: Settings) -> str | None:
-    """None when it fits with the margin, else the change that helps most."""
+def advice(need: MemoryNeed, available_bytes: int, settings: Settings, parameters: int) -> str | None:
+    """None when it fits with the margin, else the change that frees most."""
     if need.with_margin <= available_bytes:
         return None
-    if settings.trainer.method == "full" and need.gradients + need.optimizer > need.total // 2:
-        return "set trainer.method to lora: gradients and moments are most of it"
-    if not settings.trainer.gradient_checkpointing and need.activations > need.total // 3:
-        return "set trainer.gradient_checkpointing to true: activations are most of it"
-    return "take a smaller base model, or a machine with more memory"
+    changes = {"take a smaller base model, or a machine with more memory": 0}
+    if method_for(settings.trainer.method, parameters) == "full":
+        changes["set trainer.method to lora"] = need.gradients + need.optimizer + need.snapshot
+    if not settings.trainer.gradient_checkpointing:
+        changes["set trainer.gradient_checkpointing to true"] = need.activations
+    return max(changes, key=lambda change: changes[change])

@@ -24,15 +24,18 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
+from trainer import packing
 from trainer.config.dials import Dials
 from trainer.engine import Engine
 from trainer.models.lora import add_adapter
+from trainer.models.tiny import tiny_config
 from trainer.packing import Row, pack
 
 ROWS_A_STEP = 8
@@ -82,23 +85,28 @@ class Timed:
 
     tokens: int = 0
     seconds: float = 0.0
-    losses: tuple[float, float] = (0.0, 0.0)
 
 
-def dials(tokens: int = 4096) -> Dials:
-    return Dials("cpu", torch.float32, RATE, "constant", 0, 0.0, 1.0, ROWS_A_STEP, tokens, tokens, False)
+def dials(tokens: int = 4096, dtype: torch.dtype = torch.float32) -> Dials:
+    return Dials("cpu", dtype, RATE, "constant", 0, 0.0, 1.0, ROWS_A_STEP, tokens, tokens, False)
 
 
-def ours(model: PreTrainedModel, rows: list[Row]) -> Timed:
-    engine = Engine(model, dials())
+def ours(
+    model: PreTrainedModel, rows: list[Row], dtype: torch.dtype = torch.float32, rows_a_step: int = ROWS_A_STEP
+) -> Timed:
+    engine = Engine(model, dials(dtype=dtype))
     timed = Timed()
-    for start in range(0, len(rows), ROWS_A_STEP):
+    for start in range(0, len(rows), rows_a_step):
         began = time.perf_counter()
-        result = engine.step(pack(rows[start : start + ROWS_A_STEP], 4096), RATE)
+        result = engine.step(pack(rows[start : start + rows_a_step], 4096), RATE)
         if start:
             timed.tokens += result.tokens
             timed.seconds += time.perf_counter() - began
     return timed
+
+
+def ours_bf16(model: PreTrainedModel, rows: list[Row]) -> Timed:
+    return ours(model, rows, torch.bfloat16)
 
 
 def ours_lora(model: PreTrainedModel, rows: list[Row]) -> Timed:
@@ -106,8 +114,6 @@ def ours_lora(model: PreTrainedModel, rows: list[Row]) -> Timed:
 
 
 def _adapted(model: PreTrainedModel) -> Any:
-    from pathlib import Path
-
     return add_adapter(model, rank=16, seed=0, base_folder=Path("base"))
 
 
@@ -218,6 +224,7 @@ CONTESTANTS: dict[str, Callable[[PreTrainedModel, list[Row]], Timed]] = {
     "trl_bfd": trl_bfd,
     "trl_wrapped": trl_wrapped,
     "ours": ours,
+    "ours_bf16": ours_bf16,
     "hf_lora": hf_lora,
     "ours_lora": ours_lora,
 }
@@ -246,7 +253,6 @@ def flop_per_token(model: PreTrainedModel, rows: list[Row]) -> float:
 def mean_loss(model: Any, rows: list[Row]) -> float:
     """By the model's own eager attention, one row at a time: the same for every contestant."""
     model.eval()
-    getattr(model, "base_model", model)
     model.config._attn_implementation = "eager"
     total = tokens = 0.0
     with torch.no_grad():
@@ -311,7 +317,13 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
             f"| {name} | {row['tokens_per_s']:.0f} ({rounds}) | {times} | {row['share_of_matmul']:.2f} | "
             f"{row['loss']:.4f} | {row['peak_mb']:.0f} |"
         )
-    pairs = [("ours", "hf_padded"), ("ours", "trl_bfd"), ("ours", "trl_wrapped"), ("ours_lora", "hf_lora")]
+    pairs = [
+        ("ours", "hf_padded"),
+        ("ours", "trl_bfd"),
+        ("ours", "trl_wrapped"),
+        ("ours_bf16", "ours"),
+        ("ours_lora", "hf_lora"),
+    ]
     for ahead, behind in pairs:
         if ahead in median and behind in median:
             ratio = median[ahead]["tokens_per_s"] / median[behind]["tokens_per_s"]
@@ -319,16 +331,37 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
+def sweep_grouping(model_name: str, rounds: int) -> None:
+    """Time our loop with other limits for attending together: `trainer.packing`'s two constants."""
+    longest_rows = 56 if model_name == "tiny" else LONGEST
+    model = Qwen3ForCausalLM(tiny_config()) if model_name == "tiny" else make_model(model_name)
+    rows = [Row(row.ids[:longest_rows], row.mask[:longest_rows]) for row in make_rows(256, model.config.vocab_size, 0)]
+    settings = [(1, 1.0), (64, 0.75), (192, 0.5), (192, 0.75), (192, 0.9), (512, 0.75)]
+    found: dict[tuple[int, float], list[float]] = {setting: [] for setting in settings}
+    for _ in range(rounds):
+        for long, share in settings:
+            packing.LONG_DOCUMENT_TOKENS, packing.SHORTEST_SHARE = long, share
+            timed = ours(model, rows, rows_a_step=64)
+            found[long, share].append(timed.tokens / timed.seconds)
+    for (long, share), rates in found.items():
+        what = f"alone from {long} tokens, together down to {share:.0%}"
+        print(f"{model_name}: {what}: {statistics.median(rates):.0f} tokens/s")
+
+
 def main() -> int:
     """Run the rounds and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=SHAPES, default="small")
+    parser.add_argument("--model", choices=[*SHAPES, "tiny"], default="small")
+    parser.add_argument("--sweep", action="store_true", help="time the limits of attending together instead")
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--only", nargs="*", choices=CONTESTANTS, default=list(CONTESTANTS))
     parser.add_argument("--one", choices=CONTESTANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.sweep:
+        sweep_grouping(options.model, options.rounds)
+        return 0
     if options.one:
         print(json.dumps(run_one(options.one, options.model, options.rows)))
         return 0
