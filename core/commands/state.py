@@ -42,14 +42,17 @@ def _status(workspace: Workspace) -> dict[str, Any]:
 def status_command(watch: bool) -> None:
     """Say what the daemon, the trainer and the server are doing."""
     workspace = current().workspace()
-    while True:
-        doc = _status(workspace)
-        if watch and on_terminal():
-            click.clear()
-        current().show(doc, lambda doc=doc: _show_status(workspace, doc))  # type: ignore[misc]  # bound at once
-        if not watch:
-            return
+    _answer_status(workspace)
+    while watch:
         time.sleep(_REFRESH_S)
+        if on_terminal():
+            click.clear()
+        _answer_status(workspace)
+
+
+def _answer_status(workspace: Workspace) -> None:
+    doc = _status(workspace)
+    current().show(doc, lambda: _show_status(workspace, doc))
 
 
 def _show_status(workspace: Workspace, doc: dict[str, Any]) -> None:
