@@ -116,6 +116,7 @@ class InferenceSettings:
     max_loaded: int
     max_streams: int
     max_queue: int
+    allowed_hosts: list[str]
 
 
 @dataclass(frozen=True, slots=True)

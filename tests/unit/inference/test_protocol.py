@@ -1,8 +1,12 @@
 """Bodies are checked field by field; what is refused is refused by name."""
 
+import contextlib
 import json
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from inference.fields import FIELDS, support_table
 from inference.protocol import RequestError, chat_request, completion_request, score_request
@@ -123,3 +127,22 @@ def test_the_support_table_has_a_line_for_every_field() -> None:
     table = support_table()
     assert all(f"| `{field.name}` |" in table for field in FIELDS if field.endpoints != frozenset({"score"}))
     assert json.dumps(table)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+NAMES = st.sampled_from(sorted({field.name for field in FIELDS}))
+
+
+@given(st.dictionaries(NAMES | st.text(max_size=4), JSON, max_size=4), st.booleans())
+def test_no_json_body_raises_anything_but_a_request_error(body: dict[str, object], sound: bool) -> None:
+    for check, needed in ((chat_request, CHAT), (completion_request, {"prompt": "x"}), (score_request, {"text": "x"})):
+        with contextlib.suppress(RequestError):
+            check({**needed, **body} if sound else body)
+
+
+def test_the_documented_table_is_the_validators(repository: Path) -> None:
+    assert support_table() in (repository / "docs" / "serving.md").read_text()
