@@ -148,7 +148,7 @@ def memory(workspace: Workspace, settings: Settings, reading: GpuReading) -> Fin
         f"{shape.parameters / 1e6:.1f} M parameters, {method}: a step needs about {need.with_margin / 1e9:.1f} GB, "
         f"{there_bytes / 1e9:.1f} GB {'on the GPU' if totals else 'available'}"
     )
-    fix = advice(need, there_bytes, settings)
+    fix = advice(need, there_bytes, settings, shape.parameters)
     return Finding("memory", FAIL, message, fix) if fix else Finding("memory", PASS, message)
 
 
