@@ -7,6 +7,7 @@ one that does not hold makes the exit code 1. `DEMO_KEEP=1` leaves everything ru
 Writes   demo/<UTC time>/, a complete root        Units    seconds from the start of `dropforge up`
 """
 
+import argparse
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ from curriculum.generators.binary import Problem, draw, write_rows, write_suite
 from scripts.demo.screen import Screen, TrainingBar
 from scripts.farm import Answer, Farm, FarmError
 
-SEED = 2026
+SEED = 7  # of the split: the rows that docs/log.md settled the numbers below on leave out the same 100 problems
 HELD_OUT = 100
 SUITE = "left-shifts"
 GOOD, BROKEN, COPIED = "shifts.jsonl", "broken.jsonl", "copied.jsonl"
@@ -104,9 +105,7 @@ class Demo:
         self._drop_good()
         self._drop_broken()
         self._drop_copied()
-        self.screen.say(
-            f"dropped {GOOD}: {len(self.rows):,} rows, none of them among the {HELD_OUT} questions", timed=True
-        )
+        self.screen.say(f"dropped {GOOD}: {len(self.rows):,} rows, all the other left shifts of its size", timed=True)
         self.screen.say(f"dropped {BROKEN}: 30 rows, the answer is missing in line {BROKEN_LINE}", timed=True)
         self.screen.say(f"dropped {COPIED}: 60 rows, 20 of them copied from the held-out suite", timed=True)
 
@@ -175,7 +174,7 @@ class Demo:
             verdict = verdicts[name]
             self.screen.verdict(verdict)
             folder = self.farm.workspace.rejected_dir / str(verdict["job_id"])
-            there = verdict["state"] == "rejected" and {name, "verdict.json"} <= set(os.listdir(folder))
+            there = verdict["state"] == "rejected" and all((folder / part).is_file() for part in (name, "verdict.json"))
             self.screen.claim(
                 there and verdict["code"] == code,
                 f"{name} was refused as {code}; it lies in {folder.relative_to(self.root)}/",
@@ -198,14 +197,30 @@ class Demo:
             served is not None and self._answered_by(self.after) == {served},
             f"every answer names the new checkpoint {served}",
         )
+        self.screen.claim(self._apart(verdict), f"none of the {HELD_OUT} questions is among the rows it was trained on")
         self.screen.verdict(verdict)
         self.screen.claim(verdict["state"] == "done" and verdict["code"] == "ok", f"{GOOD} is done")
         decision = self._decision(served)
-        words = f"{decision.get('decision')}, {decision.get('reason')}"
+        judged = decision.get("suites", {}).get(SUITE, {}).get("n") == HELD_OUT and decision["baseline"] == self.base
         self.screen.claim(
-            decision.get("decision") == "promote", f"the judge compared it with the base on the suite: {words}"
+            judged and decision["decision"] == "promote",
+            f"the judge compared it with the base: {decision.get('decision')}, {decision.get('reason')}",
         )
         self.screen.claim(bool(verdict["served"]), f"the model now serving was trained on {GOOD}")
+
+    def _apart(self, verdict: dict[str, Any]) -> bool:
+        """Read back from the disk: the file that was trained and the suite that was asked."""
+        trained = self.farm.workspace.lane("done") / str(verdict["job_id"]) / GOOD
+        suite = self.farm.workspace.own_suites_dir / SUITE / "items.jsonl"
+        if not trained.is_file():
+            return False
+        questions = [
+            {json.loads(line)["messages"][0]["content"] for line in path.read_text(encoding="utf-8").splitlines()}
+            for path in (trained, suite)
+        ]
+        return [len(found) for found in questions] == [len(self.rows), HELD_OUT] and questions[0].isdisjoint(
+            questions[1]
+        )
 
     def show_what_was_written(self) -> None:
         self.screen.chapter("7. What was written")
@@ -243,6 +258,9 @@ class Demo:
 
 def main() -> int:
     """Tell the story; returns 0 when every claim held, 1 otherwise."""
+    parser = argparse.ArgumentParser(prog="scripts/demo.sh", description="Everything once, in a fresh root.")
+    parser.add_argument("--seed", type=int, default=0, help="of the base model's weights and the order of rows (0)")
+    seed = parser.parse_args().seed
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` stops the farm
     screen = Screen()
     keep = os.environ.get("DEMO_KEEP") == "1"
@@ -250,7 +268,7 @@ def main() -> int:
     screen.say(f"a fresh root: {root}")
     farm: Farm | None = None
     try:
-        farm = Farm(root, SETTINGS)
+        farm = Farm(root, SETTINGS | {"trainer": SETTINGS["trainer"] | {"seed": seed}})
         Demo(farm, screen).tell()
     except (FarmError, requests.RequestException) as error:
         screen.claim(False, f"the demo runs to its end: {error}")

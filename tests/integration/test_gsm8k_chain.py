@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import requests
-from farm import Farm
 from tokenizers import Tokenizer
+
+from farm import Farm
 
 pytestmark = pytest.mark.slow
 
