@@ -221,7 +221,7 @@ def test_old_news_is_called_old(sample: SampleRoot, monitor: MonitorThread, page
     expect(page.locator("#state")).to_have_text("training")
     sample.daemon("training", heartbeat=stamp(300), current_job="x")
     expect(page.locator("#state")).to_have_text("stale")
-    expect(page.locator("#reason")).to_contain_text("not heard for 300 s")
+    expect(page.locator("#reason")).to_contain_text("not heard for 5 min")
     expect(page.locator("#flow [data-station=training]")).to_contain_text("interrupted")
     assert "8,421" not in page.locator("#now-facts").inner_text()
     expect(page).to_have_title("stale · Dropforge")

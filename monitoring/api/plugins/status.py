@@ -60,8 +60,15 @@ def health(document: Document | None, stamp: str) -> Document:
     if age < -_CLOCK_SLACK_S:
         return {"state": "stale", "age_s": age, "message": f"its {stamp} lies in the future: was the clock set back?"}
     if age > STALE_AFTER_S:
-        return {"state": "stale", "age_s": age, "message": f"not heard for {age:.0f} s"}
+        return {"state": "stale", "age_s": age, "message": f"not heard for {_coarse(age)}"}
     return {"state": "ok", "age_s": age, "message": ""}
+
+
+def _coarse(age_s: float) -> str:
+    """An age that changes rarely: a screen reader reads every change out."""
+    if age_s < 90:
+        return f"{age_s // 10 * 10:.0f} s"
+    return f"{age_s // 60:.0f} min" if age_s < 7200 else f"{age_s // 3600:.0f} h"
 
 
 def _training_health(training: Document | None, daemon: Document) -> Document:

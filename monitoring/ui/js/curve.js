@@ -10,6 +10,7 @@ let points = []; // {step, loss, loss_min, loss_max, learning_rate, tokens_per_s
 let run = null;
 let wholeAt = 0;
 let plot = null;
+let commitMarks = [];
 
 /** Ask for what is new since the last point, and now and then for everything. */
 export function curveAddress() {
@@ -66,13 +67,37 @@ function options() {
     axes: [{ ...axis, size: 28, values: (_plot, ticks) => ticks.map((tick) => number(tick)) }, { ...axis, size: 46 }],
     series: [
       {},
-      { stroke: () => colour("--ember"), width: 2, points: { show: points.length < 3 } },
+      { stroke: () => colour("--ember"), width: 2, points: { show: () => points.length < 3 } },
       { stroke: "transparent", width: 0, points: { show: false } },
       { stroke: "transparent", width: 0, points: { show: false } },
     ],
     bands: [{ series: [2, 3], fill: () => colour("--band") }],
-    hooks: { setCursor: [readout] },
+    hooks: { setCursor: [readout], drawAxes: [drawCommits] },
   };
+}
+
+/** Commits to mark in the chart: [{step, served}]. */
+export function markCommits(fresh) {
+  if (JSON.stringify(fresh) === JSON.stringify(commitMarks)) return;
+  commitMarks = fresh;
+  plot?.redraw();
+}
+
+function drawCommits(chart) {
+  const { ctx, bbox } = chart;
+  ctx.save();
+  ctx.lineWidth = devicePixelRatio;
+  for (const { step, served } of commitMarks) {
+    const x = Math.round(chart.valToPos(step, "x", true));
+    if (x <= bbox.left || x > bbox.left + bbox.width) continue;
+    ctx.strokeStyle = colour(served ? "--good" : "--dim");
+    ctx.setLineDash(served ? [] : [3 * devicePixelRatio, 4 * devicePixelRatio]);
+    ctx.beginPath();
+    ctx.moveTo(x, bbox.top);
+    ctx.lineTo(x, bbox.top + bbox.height);
+    ctx.stroke();
+  }
+  ctx.restore();
 }
 
 function readout(chart) {

@@ -1,6 +1,7 @@
 // The narrow column: what is served, the lanes, what is left alone, checkpoints, generators, the machine, the journal.
 import { $, command, emptyNote, facts, h, keyed, setText } from "./dom.js";
 import { ago, bytes, clock, loss as lossText, number, plural, shellWord } from "./format.js";
+import { markCommits } from "./curve.js";
 import { once } from "./feed.js";
 import { checkpointLink, fileRow, jobLink } from "./detail.js";
 
@@ -45,7 +46,8 @@ export function ignored({ ignored: files, ignored_total: total }) {
     h("li", { class: "stacked" }, h("span", { class: "mono clip", text: file, title: file }), h("span", { class: "dim", text: reason })));
 }
 
-export function commits({ checkpoints, total }, _facts, serverNow) {
+export function commits({ checkpoints, total }, { status }, serverNow) {
+  markCommits(checkpoints.map(({ id, step }) => ({ step, served: id === status?.deployment?.serving })));
   emptyNote($("commits-empty"), checkpoints.length === 0, "The base becomes checkpoint 0 at the first start.");
   const rows = [...checkpoints].reverse().slice(0, 8).map(({ id, created_at: made, train_loss: loss, jobs }) => ({ id, when: ago(made, serverNow), loss, jobs: jobs.length }));
   if (total > rows.length) rows.push({ id: null, when: `${number(total)} in all`, jobs: 0 });
@@ -105,6 +107,5 @@ export function journal({ events }) {
   emptyNote($("journal-empty"), events.length === 0, "The daemon has reported nothing yet.");
   const rows = [...events].reverse().slice(0, 12).map((event, position) => ({ event, position: `${event.seq ?? event.time}-${event.seq === undefined ? events.length - position : 0}` }));
   keyed($("journal-rows"), rows, (row) => row.position, ({ event }) =>
-    h("li", { class: "stacked" }, h("span", { text: event.message ?? event.kind ?? JSON.stringify(event) }),
-      h("span", { class: "dim num", text: [clock(event.time), event.kind].filter(Boolean).join(" · ") })));
+    h("li", {}, h("span", { text: event.message ?? event.kind ?? JSON.stringify(event) }), h("span", { class: "dim num", text: clock(event.time), title: event.kind })));
 }
