@@ -41,7 +41,7 @@ from core.daemon.supervisor import Supervisor
 from core.daemon.trainer_keeper import TrainerKeeper
 from core.daemon.training_view import TrainingView
 from core.daemon.wakeup import Wakeup
-from core.errors import DropforgeError
+from core.errors import DropforgeError, ResourceError
 from core.formats import SUFFIXES
 from core.hosts import serving_url
 from core.job_queue import JobQueue
@@ -107,11 +107,14 @@ def _run(context: Context, options: argparse.Namespace, lock_fd: int, gate: Gate
     poller.start()
     context.events.emit("started", "the daemon is up", root=str(context.workspace.root))
     try:
-        run(Daemon(parts, exit_when_idle=options.exit_when_idle), context)
+        daemon = Daemon(parts, exit_when_idle=options.exit_when_idle)
+        run(daemon, context)
     finally:
         parts.children.supervisor.kill_all()
         worker.stop()
         poller.stop()
+    if daemon.gave_up is not None:
+        raise ResourceError(f"nothing can be trained: {daemon.gave_up}", fix="dropforge doctor; dropforge status")
     return 0
 
 
@@ -133,6 +136,7 @@ def build(
     judging = Judging(context, children, view, deployment, orders, grace_s=options.server_grace_s)
     requests = RequestActions(context, orders, intake, judging)
     watched = (workspace.inbox, workspace.inbox / "high", workspace.inbox / "low", workspace.control_dir)
+    ledger = LedgerFeed(context)
     trainer = None
     if not options.intake_only:
         trainer = TrainerKeeper(context, children, orders, training, view, lock_fd=lock_fd)
@@ -150,10 +154,10 @@ def build(
         children=children,
         trainer=trainer,
         judging=judging,
-        outcomes=Outcomes(context, view, deployment, judging),
+        outcomes=Outcomes(context, view, deployment, judging, ledger.touch),
         snapshots=SnapshotService(context, view, deployment, judging.wanted),
         disk=DiskGuard(context, orders),
-        ledger=LedgerFeed(context),
+        ledger=ledger,
         progress=ProgressEvents(context, view),
         heartbeat=Heartbeat(context),
     )

@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 TICK_S = 0.1
 _RESTING_S = 0.5
 _BREATH_S = 0.005
+_HOPELESS_S = 5.0
 _IDLE_FOR_S = 1.0  # how long everything must rest before --exit-when-idle believes it
 
 
@@ -73,6 +74,8 @@ class Daemon:
         self._exit_when_idle = exit_when_idle
         self._stopping: str | None = None
         self._idle_since_s: float | None = None
+        self._hopeless_since_s: float | None = None
+        self.gave_up: str | None = None
         self.ended = False
 
     def tick(self, now: float) -> None:
@@ -160,12 +163,28 @@ class Daemon:
             return
         if not self._exit_when_idle:
             return
+        self._give_up_when_hopeless(now)
         if not self.idle(now):
             self._idle_since_s = None
         elif self._idle_since_s is None:
             self._idle_since_s = now
         elif now - self._idle_since_s >= _IDLE_FOR_S:
             self._stop("idle", now)
+
+    def _give_up_when_hopeless(self, now: float) -> None:
+        """Who asked for an end when idle would wait for ever for a trainer that only a person can mend."""
+        p = self._parts
+        blocks = p.context.blocks.training
+        reason = blocks.get("config") or (
+            blocks.get("trainer") if p.trainer is not None and p.trainer.given_up else None
+        )
+        if reason is None or not p.intake.idle or not p.context.queue.waiting():
+            self._hopeless_since_s = None
+        elif self._hopeless_since_s is None:
+            self._hopeless_since_s = now
+        elif now - self._hopeless_since_s >= _HOPELESS_S:
+            self.gave_up = reason
+            self._stop(f"given up: {reason}", now)
 
     # --- what is going on -----------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ Errors   none: what cannot be written is tried again at the next change
 """
 
 import logging
+from collections.abc import Callable
 from typing import Any  # metrics are JSON
 
 from core.daemon.catalogue_view import CatalogueView
@@ -52,11 +53,20 @@ def _state(job: Job) -> str | None:
 class Outcomes:
     """Merges what came after the end of a job into its verdict."""
 
-    def __init__(self, context: Context, view: CatalogueView, deployment: DeploymentView, judging: Judging) -> None:
+    def __init__(
+        self,
+        context: Context,
+        view: CatalogueView,
+        deployment: DeploymentView,
+        judging: Judging,
+        changed: Callable[[str], None] = lambda _job_id: None,
+    ) -> None:
+        """`changed` is told the id of each job whose verdict was rewritten in place."""
         self._context = context
         self._view = view
         self._deployment = deployment
         self._judging = judging
+        self._changed = changed
         self._looked_back = False
         self._serving: str | None = None
         self._served: set[str] | None = None
@@ -103,6 +113,7 @@ class Outcomes:
             verdict = job.verdict()
             if any(verdict.get(key) != value for key, value in facts.items()):
                 job.write_verdict(verdict | facts)
+                self._changed(job_id)
         except NotFoundError:
             return True
         except DropforgeError as error:

@@ -90,6 +90,11 @@ class TrainerKeeper:
     def at_rest(self) -> bool:
         return self._child.at_rest
 
+    @property
+    def given_up(self) -> bool:
+        """No trainer will run again before the configuration changes."""
+        return self._child.state is State.FATAL or self._refused_sha == self._context.settings.sha256
+
     def tick(self, now: float) -> None:
         """Start the trainer when it should run; watch its pulse."""
         self._explain()

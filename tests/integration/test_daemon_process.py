@@ -10,15 +10,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import psutil
 import pytest
 
 from core.job_queue import JobQueue
-from core.paths import Workspace
+from core.paths import Workspace, schema_file
 from core.status import read_status
 
 Wait = Callable[..., None]
 ROW = '{"messages": [{"role": "user", "content": "%s"}, {"role": "assistant", "content": "yes"}]}\n'
+
+
+def schema(name: str) -> Any:
+    return json.loads(schema_file(name).read_text())
 
 
 class Running:
@@ -199,6 +204,35 @@ def test_a_full_disk_blocks_with_numbers_and_heals_by_itself(
         process.communicate()
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def test_an_inbox_on_another_filesystem_is_refused_at_the_start(running: Running) -> None:
+    inbox = str(running.workspace.inbox)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", inbox], check=True, capture_output=True)
+    try:
+        process = running.start(wait=False)
+        _, error = process.communicate(timeout=30)
+        assert process.returncode == 4
+        assert "one filesystem" in error.decode()
+    finally:
+        subprocess.run(["umount", "-l", inbox], check=True)
+
+
+def test_what_it_says_fits_the_schemas(running: Running) -> None:
+    running.start("--intake-only")
+    running.take("a.jsonl")
+    for name in ("daemon", "deployment"):
+        jsonschema.validate(read_status(running.workspace.status_file(f"{name}.json")), schema(name))
+
+
+def test_an_end_when_idle_does_not_wait_for_a_trainer_that_cannot_run(running: Running) -> None:
+    running.configure(profile={"name": "emoji_think"})
+    running.drop("a.jsonl", "a")
+    process = running.start("--exit-when-idle")
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "emoji_think" in error.decode().strip().splitlines()[-1]
+    assert running.queued() == ["a.jsonl"]
 
 
 def test_a_broken_configuration_at_the_start_is_exit_2_with_one_line(running: Running) -> None:

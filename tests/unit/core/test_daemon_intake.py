@@ -4,14 +4,16 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import pytest
 
 from core.atomic import rename_durable
 from core.daemon import claims
 from core.daemon.candidates import Settler, probe, scan
 from core.errors import StorageError
-from core.paths import Workspace
+from core.paths import Workspace, schema_file
 from daemon_rig import IntakeRig
 
 
@@ -432,6 +434,41 @@ def test_a_hundred_thousand_names_are_scanned_without_being_opened(workspace: Wo
     found = scan(workspace, (".jsonl",))
     settler.settled(found.candidates, 2.0, 0.0)
     assert (len(found.candidates), asked) == (2000, [])
+
+
+def test_a_file_that_may_not_be_read_stays_and_does_not_keep_the_daemon_busy(
+    rig: IntakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = rig.drop("secret.jsonl")
+    real = os.open
+
+    def refuse(name: str, *arguments: Any, **more: Any) -> int:
+        if str(name).endswith("secret.jsonl"):
+            raise PermissionError(13, "Permission denied")
+        return real(name, *arguments, **more)
+
+    monkeypatch.setattr(os, "open", refuse)
+    rig.settle()
+    assert path.exists()
+    assert rig.intake.idle
+    assert rig.intake.ignored[0]["reason"].startswith("permission denied")
+    monkeypatch.setattr(os, "open", real)
+    rig.settle()
+    assert rig.lane("normal") == ["secret.jsonl"]
+
+
+def test_every_verdict_fits_the_schema(rig: IntakeRig) -> None:
+    for name, text in (("ok.jsonl", "a\n"), ("dup.jsonl", "a\n"), ("bad.jsonl", "bad\n"), ("n.jsonl", "nospec\n")):
+        rig.drop(name, text)
+    rig.drop("gone.jsonl.meta.json", "{}")
+    rig.settle()
+    rig.tick(24 * 3600)
+    rig.tick(3.0)
+    jobs = [*rig.context.queue.jobs("normal"), *rig.context.queue.jobs("done"), *rig.rejected()]
+    assert len(jobs) == 5
+    schema = json.loads(schema_file("verdict").read_text())
+    for job in jobs:
+        jsonschema.validate(job.verdict(), schema)
 
 
 def test_the_probe_says_whether_somebody_writes(tmp_path: Path) -> None:
