@@ -1,6 +1,6 @@
-"""Keeping the ledger up with the files, a little each second (beside all arrows).
+"""Keeping the ledger and the totals by generator up with the files, a little each second (beside all arrows).
 
-Reads    events.jsonl, metrics.jsonl, verdicts that moved, evaluations/*/        Writes  the ledger
+Reads    events.jsonl, metrics.jsonl, verdicts that moved, evaluations/*/   Writes  the ledger, status/data_lineage.json
 Errors   none: a ledger that refuses is tried again later; work never waits for it
 """
 
@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from core.daemon.context import Context
+from core.daemon.lineage_view import LineageView
 from core.errors import DropforgeError, StorageError
 from core.ledger import Ledger, evaluation_folders, ledger_url, open_ledger, put_folder
 from core.paths import LANES
@@ -27,6 +28,7 @@ class LedgerFeed:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._ledger: Ledger | None = None
+        self._lineage = LineageView(context.workspace)
         self._next_s = 0.0
         self._lanes: dict[Path, tuple[int, frozenset[str]]] = {}
         self._due: dict[str, None] = {}
@@ -69,6 +71,7 @@ class LedgerFeed:
             except DropforgeError:  # removed by a person
                 continue
         ledger.put_jobs(verdicts)
+        self._lineage.add(verdicts)
         for job_id in turn:
             del self._due[job_id]
         for checkpoint, folder in evaluation_folders(workspace, run):
