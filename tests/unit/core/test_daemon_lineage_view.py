@@ -1,11 +1,12 @@
 import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from core.daemon.lineage_view import LineageView
 from core.job_queue import new_job_id, new_verdict
-from core.paths import Workspace
+from core.paths import Workspace, schema_file
 
 
 def lay_job(workspace: Workspace, place: Path, state: str, sidecar: str | None, last: str | None) -> dict[str, object]:
@@ -51,3 +52,7 @@ def test_files_are_counted_by_the_generator_their_sidecar_names(
 def test_a_sidecar_that_cannot_be_read_counts_as_unknown(document: dict[str, dict[str, dict[str, object]]]) -> None:
     assert document["generators"]["unknown@0"]["failed"] == 1
     assert document["summary"]["files"] == 4
+
+
+def test_the_document_fits_its_schema(document: dict[str, dict[str, dict[str, object]]]) -> None:
+    jsonschema.validate(document, json.loads(schema_file("data_lineage").read_text()))
