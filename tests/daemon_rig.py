@@ -62,14 +62,24 @@ class InlineWorker:
         self.deaths: Counter[str] = Counter()
         self.raises: list[Exception] = []
         self.calls: list[str] = []
+        self.hangs = 0
         self._finished: list[Finished] = []
+        self._hanging: list[str] = []
 
     def __len__(self) -> int:
-        return len(self._finished)
+        return len(self._finished) + len(self._hanging)
+
+    def kill(self) -> None:
+        """What hangs ends as a death."""
+        self.hangs -= 1
+        self._finished += [Finished(key, None, WorkerDiedError("killed")) for key in self._hanging]
+        self._hanging = []
 
     def submit(self, key: str, task: Callable[..., Any], *arguments: object) -> None:
         self.calls.append(key)
-        if self.deaths[key]:
+        if self.hangs:
+            self._hanging.append(key)
+        elif self.deaths[key]:
             self.deaths[key] -= 1
             self._finished.append(Finished(key, None, WorkerDiedError("killed")))
         elif self.raises:

@@ -80,13 +80,17 @@ class BackgroundWorker:
             self._discard()
         return finished
 
+    def kill(self) -> None:
+        """SIGKILL to a process that does not come back: its task ends as WorkerDiedError."""
+        for process in list((getattr(self._pool, "_processes", None) or {}).values()):
+            process.kill()
+
     def stop(self) -> None:
         """End the process now; tasks on the way are forgotten (their claims are found again at the next start)."""
+        self.kill()
         pool, self._pool = self._pool, None
         self._running.clear()
         if pool is not None:
-            for process in list((getattr(pool, "_processes", None) or {}).values()):
-                process.kill()
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _executor(self) -> ProcessPoolExecutor:

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 _IN_FLIGHT = 3  # one in work, two behind it, so that the worker never waits for the loop
 _DEATHS_ALLOWED = 2
+_HANG_S = 300.0
+_SLOWEST_BYTES_PER_S = 200_000.0  # a tenth of the slowest pass over a file that was measured
 _RETRY_BASE_S = 1.0
 _RETRY_MAX_S = 30.0
 _OF_THE_MACHINE = {
@@ -71,6 +73,8 @@ class Gating:
         self._not_before: dict[str, float] = {}
         self._attempts: Counter[str] = Counter()
         self._deaths: Counter[str] = Counter()
+        self._head: str | None = None
+        self._head_since_s = 0.0
         self.trouble: str | None = None
 
     def __len__(self) -> int:
@@ -95,12 +99,23 @@ class Gating:
 
     def feed(self, now: float, settings: Settings) -> None:
         """Keep the worker busy. Raises OSError when it cannot be started; nothing is lost then."""
+        self._watch_head(now)
         for job_id, claim in list(self._waiting.items()):
             if len(self._worker) >= _IN_FLIGHT:
                 break
             if self._not_before[job_id] <= now:
                 self._worker.submit(job_id, self._gate, claim.folder, self._root, job_id, claim.lane, settings)
                 self._in_work[job_id] = self._waiting.pop(job_id)
+
+    def _watch_head(self, now: float) -> None:
+        """Kill the worker when the task it has in hand takes beyond all reason (the oldest one: they run in order)."""
+        head = next(iter(self._in_work), None)
+        if head != self._head:
+            self._head, self._head_since_s = head, now
+        elif head is not None and now - self._head_since_s > _limit_s(self._in_work[head].data):
+            logger.error("checking %s takes longer than any file should: its process is killed", head)
+            self._head = None
+            self._worker.kill()
 
     def _read(self, finished: list[Finished], now: float, settings: Settings) -> list[Answer]:
         answers = []
@@ -154,6 +169,14 @@ class Gating:
         self._not_before.pop(job_id, None)
         if not self._attempts:
             self.trouble = None
+
+
+def _limit_s(data: Path) -> float:
+    """How long the gates may take over a file, in seconds."""
+    try:
+        return _HANG_S + data.stat().st_size / _SLOWEST_BYTES_PER_S
+    except OSError:
+        return _HANG_S
 
 
 def _errno(error: Exception) -> int | None:

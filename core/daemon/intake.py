@@ -18,7 +18,7 @@ from core.daemon.context import Context
 from core.daemon.gating import Answer, Gating
 from core.daemon.known_files import KnownFiles
 from core.daemon.late_sidecars import LateSidecars
-from core.errors import StorageError
+from core.errors import StorageError, UsageError
 from core.job_queue import Job
 from core.paths import display_name
 from core.status import iso_now
@@ -95,9 +95,15 @@ class Intake:
             blocks.pop("gates", None)
 
     def cancel(self, job_id: str) -> bool:
-        """Take a claim that is not in the worker out of the line and send it to failed/. False when there is none."""
+        """Take a claim out of the line and send it to failed/. False when there is none.
+
+        Raises:
+            UsageError: the worker has it in hand.
+        """
         kept = self._without_sidecar.pop(job_id, None)
         claim = kept[0].claim if kept else self._writers.pop(job_id, None) or self._gating.take_out(job_id)
+        if claim is None and job_id in self._gating.job_ids:
+            raise UsageError(f"job {job_id} is being checked at this moment", fix="ask again in a few seconds")
         if claim is None:
             return False
         self._desk.cancel(claim)
@@ -170,7 +176,8 @@ class Intake:
                 del self._writers[job_id]
                 self._gating.add(claim)
         for job_id, (answer, until_s) in list(self._without_sidecar.items()):
-            if has_producer_part(answer.claim.sidecar):
+            if job_id in self._late.joined:
+                self._late.joined.discard(job_id)
                 del self._without_sidecar[job_id]
                 self._gating.add(answer.claim)
             elif now >= until_s:

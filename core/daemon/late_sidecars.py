@@ -37,6 +37,7 @@ class LateSidecars:
         self._settler = Settler()
         self._first_seen: dict[Path, float] = {}
         self._next_look: dict[Path, float] = {}
+        self.joined: set[str] = set()
 
     @property
     def next_due_s(self) -> float | None:
@@ -49,7 +50,7 @@ class LateSidecars:
         Args:
             wanted: claims that wait for their sidecar, by the sidecar's name.
 
-        Returns those that stay, with the reason.
+        Returns those that stay, with the reason. Side effects: `joined` gets the ids of claims that have theirs now.
         """
         self._first_seen = {path: self._first_seen.get(path, now) for path in lone}
         self._next_look = {path: self._next_look.get(path, now) for path in lone}
@@ -59,6 +60,7 @@ class LateSidecars:
             path = candidate.path
             if path.name in wanted:
                 self._desk.join_sidecar(wanted[path.name], path)
+                self.joined.add(wanted[path.name].job_id)
                 reasons.pop(path)
             elif now >= self._next_look[path]:
                 self._next_look[path] = now + _LOOK_AGAIN_S

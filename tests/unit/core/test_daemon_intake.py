@@ -329,6 +329,30 @@ def test_those_behind_a_file_that_kills_the_worker_are_innocent(rig: IntakeRig) 
     assert [job.data_file.name for job in rig.rejected()] == ["a.jsonl"]
 
 
+def test_a_file_over_which_the_worker_hangs_twice_is_refused_and_the_next_one_goes_on(rig: IntakeRig) -> None:
+    rig.worker.hangs = 2
+    rig.drop("a.jsonl", "one\n")
+    rig.settle()
+    rig.drop("b.jsonl", "two\n")
+    for _ in range(14):
+        rig.tick(100.0)
+    assert [job.verdict()["code"] for job in rig.rejected()] == ["crashed"]
+    assert rig.lane("normal") == ["b.jsonl"]
+
+
+def test_a_claim_that_waits_can_be_cancelled(rig: IntakeRig) -> None:
+    rig.drop("q.jsonl", "nospec\n")
+    rig.tick()
+    rig.tick(2.1)
+    rig.tick(0.1)
+    [claim] = os.listdir(rig.workspace.claim_dir)
+    assert rig.intake.cancel(claim)
+    assert rig.context.queue.jobs("failed")[0].verdict()["code"] == "cancelled"
+    rig.intake.take_back(rig.context.queue.jobs("failed")[0])
+    rig.settle()
+    assert rig.rejected()[0].job_id == claim
+
+
 def test_a_gate_that_raises_refuses_the_file(rig: IntakeRig) -> None:
     rig.worker.raises.append(ZeroDivisionError("oops"))
     rig.drop("a.jsonl")
