@@ -50,7 +50,7 @@ class Engine:
     def __init__(self, model: nn.Module, dials: Dials) -> None:
         self.device = torch.device(dials.device)
         self.model = model.to(self.device).train()
-        self.model.config._attn_implementation = attention.NAME  # type: ignore[union-attr]  # transformers sets it, nn.Module does not know
+        self.model.set_attn_implementation(attention.NAME)  # type: ignore[operator]  # transformers models have it
         self._trunk = self.model.get_decoder()  # type: ignore[operator]  # the same
         self._softcap: float | None = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)  # type: ignore[union-attr,operator]  # the same
         self.trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}

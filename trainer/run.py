@@ -27,6 +27,7 @@ from trainer.config import dials
 from trainer.engine import Engine, random_state
 from trainer.models import load
 from trainer.models.lora import ADAPTER_WEIGHTS, add_adapter
+from trainer.self_check import refuse_wrong_loss
 from trainer.state import RECORD_DTYPE, JobProgress, Records, TrainState
 
 OnLost = Callable[[set[str]], None]  # told the ids of jobs before their commits are taken back
@@ -144,6 +145,7 @@ class Run:
                 model = add_adapter(model, rank=trainer.lora_rank, seed=trainer.seed, base_folder=base.folder)
             self._engine = Engine(model, self.dials(self.settings))
             self._restore(self._engine)
+            refuse_wrong_loss(self._engine)
         return self._engine
 
     def release(self) -> None:

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from core.errors import CheckpointError, NonFiniteLossError
+from core.errors import CheckpointError, ModelError, NonFiniteLossError
 from tiny_models import VOCABULARY, dials, gemma, llama, qwen, rows
+from trainer import attention
 from trainer import loss as loss_module
 from trainer.engine import Engine
 from trainer.loss import summed_cross_entropy
-from trainer.packing import Row, pack
+from trainer.packing import Layout, Row, layout_of, pack
+from trainer.self_check import refuse_wrong_loss
 
 MODELS = pytest.mark.parametrize("make", [qwen, llama, gemma])
 Make = Callable[[], PreTrainedModel]
@@ -95,6 +97,33 @@ def test_dials_of_a_later_job_reach_the_optimizer(monkeypatch: pytest.MonkeyPatc
     engine.step(pack(silent, 64), 1e-9)  # a rate that moves nothing by itself
     assert torch.allclose(engine.trainable["model.layers.0.mlp.up_proj.weight"], before)
     assert engine.optimizer.param_groups[0]["weight_decay"] == 0.5
+
+
+@MODELS
+def test_the_self_check_passes_models_whose_packed_loss_is_their_own_and_leaves_them_as_they_were(make: Make) -> None:
+    engine = Engine(make(), dials())
+    before = {name: p.detach().clone() for name, p in engine.trainable.items()}
+    refuse_wrong_loss(engine)
+    assert engine.model.training
+    assert engine.step(pack(rows([9, 4]), 64), 0.0).loss > 0
+    assert before.keys() == engine.trainable.keys()
+
+
+def test_the_self_check_refuses_a_model_whose_attention_leaks_between_documents(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = Engine(qwen(), dials())
+    with torch.no_grad():
+        for parameter in engine.trainable.values():
+            parameter.mul_(3)  # small weights hardly attend to anything
+    real = attention.to_device
+
+    def one_document(layout: Layout, device: torch.device) -> attention.LayoutOnDevice:
+        return real(layout_of([sum(layout.lengths)]), device)
+
+    monkeypatch.setattr(attention, "to_device", one_document)
+    with pytest.raises(ModelError, match="packed rows give this model a loss"):
+        refuse_wrong_loss(engine)
 
 
 def test_training_learns_its_rows() -> None:

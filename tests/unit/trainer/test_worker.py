@@ -112,7 +112,7 @@ def test_a_lora_checkpoint_holds_only_the_adapter_and_loads_in_transformers(make
     served = AutoModelForCausalLM.from_pretrained(head.folder)
     ids = torch.arange(5, 25)[None]
     ours = worker.run.engine_ready().model.eval()
-    ours.config._attn_implementation = "eager"
+    ours.set_attn_implementation("eager")
     with torch.no_grad():
         torch.testing.assert_close(served(ids).logits, ours(ids).logits, atol=1e-5, rtol=1e-4)
 
