@@ -225,6 +225,8 @@ def working_day(workspace: Workspace) -> SampleRoot:
         candidate(kept, "keep", p_value=0.31, reason="not better than 0: p = 0.31, alpha 0.05"),
         candidate(best, "promote", p_value=0.0001, reason="better on leftshift: 94 of 100 against 0 of 100"),
     )
+    control = {"command": "checkpoint", "seen_at": stamp(90), "effective_at": stamp(89), "step": 588}
+    sample.status("control", control | {"checkpoint": best.id})
     generators = {
         "manual@": {"files": 5, "rows": 7500, "passed": 4, "failed": 1, "fail_rate": 0.2, "top_errors": ["bad_json"]},
         "syllo_local@2": {"files": 2, "rows": 300, "passed": 1, "failed": 1, "fail_rate": 0.5, "top_errors": ["leak"]},

@@ -70,6 +70,7 @@ def test_every_panel_shows_what_the_files_say(sample: SampleRoot, monitor: Monit
     expect(page.locator("#reason")).to_have_text("training dialogues-0412.jsonl")
     expect(page.locator("#now-facts")).to_contain_text("612 of 879")
     expect(page.locator("#now-facts")).to_contain_text("2 min 44 s")
+    expect(page.locator("#order")).to_contain_text("took effect at step 588")
     expect(page.locator("#progress")).to_have_js_property("value", 612)
     broken = row(page, "broken.jsonl")
     expect(broken).to_contain_text("line 17, column 42: a comma is missing between two members")

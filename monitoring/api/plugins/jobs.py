@@ -3,6 +3,8 @@
 Reads    through Lanes: verdict.json of each job asked for; status/daemon.json for what the inbox ignores
 """
 
+from collections.abc import Iterator
+
 from core.errors import NotFoundError, UsageError
 from core.job_queue import is_job_id
 from core.paths import WAITING_LANES, Workspace
@@ -37,28 +39,27 @@ class JobsPlugin:
 
         `newest=N` gives the last N, `before=JOB_ID` only older ones, `state=done,failed` and `q=TEXT` those that match.
         """
-        jobs = self._lanes.jobs(_lanes_of(query.text("state")))
-        total = len(jobs)
-        if before := query.text("before"):
-            if not is_job_id(before):
-                raise UsageError("before must be a job id", where="before", fix="take it from the last answer's `next`")
-            jobs = [job for job in jobs if job[0] < before]
+        lanes, before = _lanes_of(query.text("state")), query.text("before")
+        if before and not is_job_id(before):
+            raise UsageError("before must be a job id", where="before", fix="take it from the last answer's `next`")
         newest = query.integer("newest", None, 1, 10_000)
-        found, following = self._search(jobs, query.text("q").casefold(), newest)
-        return {"jobs": found, "total": total, "next": following}
+        found, following = self._search(self._lanes.newest_first(lanes, before), query.text("q").casefold(), newest)
+        return {"jobs": found, "total": sum(len(self._lanes.names(lane)) for lane in lanes), "next": following}
 
-    def _search(self, jobs: list[tuple[str, str]], wanted: str, most: int | None) -> tuple[list[Document], str | None]:
-        """Walk from the newest back, until enough is found or enough was read."""
+    def _search(
+        self, jobs: Iterator[tuple[str, str]], wanted: str, most: int | None
+    ) -> tuple[list[Document], str | None]:
+        """Walk from the newest back, until enough is found or enough was read. Returns oldest first."""
         found: list[Document] = []
-        following = None
-        for position, (job_id, lane) in enumerate(reversed(jobs)):
+        last = None
+        for position, (job_id, lane) in enumerate(jobs):
             if len(found) == most or (wanted and position >= _SEARCHED):
-                following = jobs[-position][0]
-                break
+                return found[::-1], last
             verdict = self._lanes.verdict(job_id, lane)
             if verdict is not None and _mentions(verdict, wanted):
                 found.append(verdict)
-        return found[::-1], following
+            last = job_id
+        return found[::-1], None
 
     def find(self, key: str) -> Document:
         """{"jobs": [verdict], "lane", "sidecar"} of one job. Raises NotFoundError."""

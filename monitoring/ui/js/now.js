@@ -1,6 +1,6 @@
 // What runs at this moment: the daemon's state and reason, the job, its progress. Old news is called old.
 import { $, facts, setText } from "./dom.js";
-import { duration, loss, number } from "./format.js";
+import { clock, duration, loss, number } from "./format.js";
 
 /** One word for the daemon: what it says, or why that cannot be believed any more. */
 export function daemonWord(daemon, health) {
@@ -11,17 +11,25 @@ export function daemonWord(daemon, health) {
 const REMEDY = { absent: "dropforge up starts it", stopped: "dropforge up starts it", gone: "dropforge up starts it again; nothing is lost", stale: "" };
 
 /** Draw the panel from /api/status. */
-export function now({ daemon, training, health, root }) {
+export function now({ daemon, training, control, health, root }) {
   setText($("root"), root);
   const word = daemonWord(daemon, health.daemon);
   const fresh = health.daemon.state === "ok";
   setText($("state"), word);
   $("state").dataset.state = word;
   setText($("reason"), fresh ? (daemon.reason ?? "") : [health.daemon.message, REMEDY[health.daemon.state]].filter(Boolean).join("; "));
+  setText($("order"), orderLine(control));
   document.title = `${word} · Dropforge`;
   const old = !fresh || health.training.state === "stale";
   document.body.classList.toggle("old-news", old);
   drawJob(training, health.training, fresh && daemon.current_job !== null, old);
+}
+
+/** The last command and what came of it, e.g. "pause at 02:31:07: took effect at step 612". */
+function orderLine(control) {
+  if (!control?.command) return "";
+  const outcome = control.error ?? (control.effective_at ? `took effect${typeof control.step === "number" ? ` at step ${number(control.step)}` : ""}` : "not in effect yet");
+  return `last command: ${control.command} at ${clock(control.seen_at)}, ${outcome}`;
 }
 
 function drawJob(training, health, runs, old) {
