@@ -18,7 +18,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
 from core.atomic import parse_json
-from core.errors import JsonError, StorageError
+from core.errors import JsonError, MissingToolError, StorageError
 from core.paths import Workspace
 from core.settings import Settings
 from core.status import read_status
@@ -87,10 +87,29 @@ def ledger_url(workspace: Workspace, settings: Settings) -> str:
     return settings.ledger.url or f"sqlite:///{workspace.status_file('ledger.db')}"
 
 
-def open_ledger(url: str) -> "Ledger":
-    """Open, creating the tables. Raises StorageError."""
+def make_engine(url: str) -> sa.Engine:
+    """An engine for `ledger.url`.
+
+    Raises:
+        MissingToolError: the driver that the URL names is not installed.
+        StorageError: it is no URL of a database.
+    """
     try:
-        engine = sa.create_engine(url, pool_pre_ping=True)
+        return sa.create_engine(url, pool_pre_ping=True)
+    except ModuleNotFoundError as error:
+        raise MissingToolError(
+            f"the driver {error.name!r} of ledger.url is not installed",
+            where="ledger.url",
+            fix="pip install 'dropforge[postgres]' and write postgresql+psycopg://...",
+        ) from error
+    except SQLAlchemyError as error:
+        raise _wrapped(error) from error
+
+
+def open_ledger(url: str) -> "Ledger":
+    """Open, creating the tables. Raises StorageError or MissingToolError."""
+    engine = make_engine(url)
+    try:
         if engine.dialect.name == "sqlite":
             sa.event.listen(engine, "connect", _prepare_sqlite)
         META.create_all(engine)

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from core.errors import StorageError
-from core.ledger import METRICS
+from core.ledger import METRICS, make_engine
 
 _BUSY_S = 2.0
 _FACTS = ("learning_rate", "tokens_per_sec", "epoch", "job_id", "time")
@@ -39,7 +39,11 @@ class CurveReader:
 
     def __init__(self, url: str) -> None:
         self._file = _sqlite_file(url)
-        self._engine = _read_only_engine(self._file) if self._file else sa.create_engine(url, pool_pre_ping=True)
+        self._engine = _read_only_engine(self._file) if self._file else make_engine(url)
+
+    def close(self) -> None:
+        """Let the connections go."""
+        self._engine.dispose()
 
     def read(self, run: str, *, since: int | None, max_points: int) -> Curve:
         """The curve of a run after step `since` in at most `max_points` points. Raises StorageError."""

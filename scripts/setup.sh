@@ -13,6 +13,6 @@ fi
 echo "installing into .venv (torch makes the first time long)" >&2
 .venv/bin/python -m pip install --quiet --constraint constraints.txt setuptools
 .venv/bin/python -m pip install --quiet --constraint constraints.txt --no-build-isolation \
-  --config-settings editable_mode=compat --editable ".[dev,notify]"
+  --config-settings editable_mode=compat --editable ".[dev,notify,postgres]"
 scripts/page_assets.sh
 printf '%s' "$state" > "$stamp"

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from core.daemon.ledger_feed import LedgerFeed
-from core.errors import StorageError
+from core.errors import MissingToolError, StorageError
 from core.job_queue import Job, new_verdict
-from core.ledger import Ledger, ledger_url, open_ledger, rebuild
+from core.ledger import META, Ledger, ledger_url, open_ledger, rebuild
+from core.ledger_curve import CurveReader
 from core.paths import Workspace
 from core.settings import load_settings
 from daemon_rig import make_context
@@ -17,10 +18,17 @@ from daemon_rig import make_context
 JOB = "20260101T00000000000{}Z-abcdef"
 
 
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    opened = open_ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
+    """Every test below holds for both databases."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    else:
+        url = request.getfixturevalue("postgresql_url")
+    opened = open_ledger(url)
     yield opened
+    with opened.engine.begin() as connection:
+        META.drop_all(connection)
     opened.close()
 
 
@@ -124,3 +132,20 @@ def test_a_ledger_that_refuses_does_not_stop_the_daemon(workspace: Workspace) ->
     context = make_context(workspace, ledger={"url": f"sqlite:///{workspace.root / 'none' / 'l.db'}"})
     LedgerFeed(context).tick(0.0)
     context.wakeup.close()
+
+
+def test_a_missing_driver_says_the_pip_line() -> None:
+    with pytest.raises(MissingToolError, match=r"pip install 'dropforge\[postgres\]'"):
+        open_ledger("postgresql+asyncpg://nobody@127.0.0.1/none")
+
+
+def test_the_loss_curve_is_read_from_either_database(ledger: Ledger, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines(path, *({"step": step, "loss": float(step)} for step in range(1, 101)))
+    ledger.feed_metrics("main", path)
+    url = ledger.engine.url.render_as_string(hide_password=False)
+    reader = CurveReader(url)
+    curve = reader.read("main", since=None, max_points=10)
+    reader.close()
+    assert len(curve.points) <= 10
+    assert (curve.points[0]["loss_min"], curve.points[-1]["loss_max"], curve.last_step) == (1.0, 100.0, 100)
