@@ -92,8 +92,8 @@ class Daemon:
         self._turn("deployment", p.deployment.tick)
         if p.trainer is not None and self._stopping is None:
             self._turn("judge", lambda: p.judging.tick(now))
-            self._turn("outcomes", p.outcomes.tick)
-            self._turn("retention", p.snapshots.tick)
+            self._turn("outcomes", lambda: p.outcomes.tick(now))
+            self._turn("retention", lambda: p.snapshots.tick(now))
         self._turn("progress", p.progress.tick)
         self._turn("ledger", lambda: p.ledger.tick(now))
         self._turn("heartbeat", lambda: p.heartbeat.tick(now, self.facts()))

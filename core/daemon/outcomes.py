@@ -21,6 +21,7 @@ from core.paths import ENDED_LANES, LANES
 
 logger = logging.getLogger(__name__)
 
+_AGAIN_S = 2.0
 _LOOK_BACK = 20  # commits whose effect may have been missed by a crash
 
 
@@ -70,8 +71,10 @@ class Outcomes:
         self._looked_back = False
         self._serving: str | None = None
         self._served: set[str] | None = None
+        self._next_s = 0.0
 
-    def tick(self) -> None:
+    def tick(self, now: float) -> None:
+        """Merge what is new. What could not be written is tried again, but not at every tick."""
         if not self._looked_back and self._view.committed:
             self._looked_back = True
             for checkpoint in self._view.job_ends[-_LOOK_BACK:]:
@@ -79,7 +82,8 @@ class Outcomes:
         while self._judging.judged:
             self._merge_effect(self._judging.judged.pop(0))
         serving = self._deployment.serving
-        if self._served is None or serving != self._serving:
+        if (self._served is None or serving != self._serving) and now >= self._next_s:
+            self._next_s = now + _AGAIN_S
             self._mark_served(serving)
 
     def _merge_effect(self, checkpoint_id: str) -> None:

@@ -23,6 +23,7 @@ from core.status import read_status
 logger = logging.getLogger(__name__)
 
 _LESS_IS_BETTER = ("loss", "perplexity", "bits_per_token")
+_LOOK_EVERY_S = 2.0
 _AT_LEAST = 2
 _KEEP_ASIDE = 3  # taken-back and broken ones, for a look: the newest few
 
@@ -58,6 +59,7 @@ class SnapshotService:
         self._deployment = deployment
         self._in_use = in_use
         self._done_for: tuple[object, ...] | None = None
+        self._next_s = 0.0
 
     def start_clean(self) -> None:
         """Finish removals that a crash interrupted; thin out what was set aside. Before any trainer runs."""
@@ -69,8 +71,11 @@ class SnapshotService:
                 logger.info("removing %s", entry.name)
                 shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
 
-    def tick(self) -> None:
-        """Look when something changed; remove at most one checkpoint."""
+    def tick(self, now: float) -> None:
+        """Look every two seconds; remove at most one checkpoint."""
+        if now < self._next_s:
+            return
+        self._next_s = now + _LOOK_EVERY_S
         pins = pinned(pins_file(self._context.workspace, self._context.run))
         keep = self._context.settings.checkpoints.keep
         wanted = pins | self._served() | self._best() | self._in_use()

@@ -52,7 +52,7 @@ class Rig:
             self.children.supervisor.tick(self.clock())
             self.deployment.tick()
             self.judging.tick(self.clock())
-            self.outcomes.tick()
+            self.outcomes.tick(self.clock())
 
     def running(self) -> tuple[str, ...] | None:
         """The arguments of the errand on its way, without interpreter, module and root."""
@@ -297,10 +297,10 @@ def test_effect_and_served_reach_the_verdicts(rig: Rig) -> None:
     assert first.verdict()["served"] is False
     two = commit(rig.workspace, 20, [ended(second.job_id)])
     rig.serve(two)
-    rig.tick()
+    rig.tick(3.0)
     assert (first.verdict()["served"], second.verdict()["served"]) == (True, True)
     rig.serve(one)
-    rig.tick()
+    rig.tick(3.0)
     assert (first.verdict()["served"], second.verdict()["served"]) == (True, False)
 
 

@@ -27,13 +27,15 @@ class Rig:
         self.view = CatalogueView(workspace, "main")
         self.served = Served()
         self.in_use: set[str] = set()
+        self.now_s = 0.0
         self.service = SnapshotService(self.context, self.view, self.served, lambda: self.in_use)  # type: ignore[arg-type]
         self.chain = [commit(workspace, step, [ended(JOB)] if step else []) for step in (0, 30, 20, 10, 40, 5)]
 
     def tick(self) -> list[int]:
         for _ in range(10):
+            self.now_s += 3.0
             self.view.refresh()
-            self.service.tick()
+            self.service.tick(self.now_s)
         return [checkpoint.step for checkpoint in self.view.committed]
 
 
