@@ -23,6 +23,7 @@ from core.errors import CheckpointError, NonFiniteLossError
 from trainer import attention
 from trainer.config.dials import Dials
 from trainer.loss import summed_cross_entropy, vocabulary_head
+from trainer.loss_scale import LossScale
 from trainer.packing import MicroBatch
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -62,12 +63,13 @@ class Engine:
             betas=(0.9, 0.95),  # the usual pair for language models (GPT-3, arXiv 2005.14165, app. B)
             fused=True,
         )
-
+        self._scale = LossScale()
         self.adopt(dials)
 
     def adopt(self, dials: Dials) -> None:
         """Train with other dials from the next step on; moments and step counts stay."""
         self.dials = dials
+        self._scale.enable(dials.compute_dtype == torch.float16)
         self.optimizer.param_groups[0]["weight_decay"] = dials.weight_decay
         toggle = "enable" if dials.gradient_checkpointing else "disable"
         getattr(self.model, f"activation_checkpointing_{toggle}")()
@@ -79,21 +81,26 @@ class Engine:
             NonFiniteLossError: loss or gradient is not finite; weights and moments are as before.
         """
         trained = sum(len(batch.trained_N) for batch in batches)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = torch.zeros((), device=self.device)
-        for batch in batches:
-            if len(batch.trained_N):
-                part = self.loss(batch, scale=1 / trained)
-                loss += part
-        norm = self._clip()
-        loss_value, norm_value = torch.stack(
-            (loss, norm.to(loss.dtype))
-        ).tolist()  # the step's only wait for the device
+        loss_value, norm_value = self._gradients(batches, trained)
+        while self._scale.overflowed(loss_value, norm_value):  # the same rows again: a skipped step would lose them
+            loss_value, norm_value = self._gradients(batches, trained)
         self._refuse_non_finite(loss_value, norm_value)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
         return StepResult(loss_value, norm_value, sum(len(batch.ids_T) for batch in batches), trained)
+
+    def _gradients(self, batches: Sequence[MicroBatch], trained: int) -> tuple[float, float]:
+        """Fill the gradients, clipped. Returns the mean loss and the gradients' norm before clipping."""
+        self.optimizer.zero_grad(set_to_none=True)
+        scale = self._scale.value
+        loss = torch.zeros((), device=self.device)
+        for batch in batches:
+            if len(batch.trained_N):
+                loss += self.loss(batch, scale=scale / trained)
+        norm = self._clip()
+        values: list[float] = torch.stack((loss / scale, norm)).tolist()  # the step's only wait for the device
+        return values[0], values[1]
 
     def loss(self, batch: MicroBatch, *, scale: float, backward: bool = True) -> Tensor:
         """scale x the summed loss of a micro-batch, detached; with `backward`, its gradients are added to the
@@ -124,10 +131,12 @@ class Engine:
 
     def _clip(self) -> Tensor:
         gradients = [p.grad for p in self.trainable.values() if p.grad is not None]
+        if self._scale.value != 1:
+            torch._foreach_mul_(gradients, 1 / self._scale.value)
         norm = torch.nn.utils.get_total_norm(gradients)
         if self.dials.grad_clip:
             torch.nn.utils.clip_grads_with_norm_(self.trainable.values(), self.dials.grad_clip, norm)
-        return norm
+        return norm.float()
 
     def _refuse_non_finite(self, loss: float, norm: float) -> None:
         if loss - loss == 0 and norm - norm == 0:  # inf - inf and nan - nan are nan
@@ -138,18 +147,20 @@ class Engine:
         )
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        """The moments and step counts by parameter name: `<name>.exp_avg` and so on (no copies)."""
-        return {
+        """The moments and step counts by parameter name, `<name>.exp_avg` and so on (no copies), and the loss scale."""
+        moments = {
             f"{name}.{moment}": self.optimizer.state[parameter][moment]
             for name, parameter in self.trainable.items()
             for moment in MOMENTS
             if moment in self.optimizer.state[parameter]
         }
+        return moments | self._scale.tensors()
 
     def load_optimizer_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `optimizer_tensors` gave. Raises CheckpointError when the names or shapes are not this
         model's."""
         self.optimizer.state.clear()
+        tensors = self._scale.load(tensors)
         known = {f"{name}.{moment}": p for name, p in self.trainable.items() for moment in MOMENTS}
         if strangers := tensors.keys() - known.keys():
             raise CheckpointError(

@@ -170,6 +170,21 @@ def test_a_step_whose_rows_hold_no_trained_token_changes_nothing() -> None:
     assert all(torch.equal(before[n], p) for n, p in engine.trainable.items())
 
 
+def test_fp16_gradients_that_overflow_repeat_the_step_with_a_smaller_factor_and_lose_no_row() -> None:
+    half, plain = Engine(qwen(), dials(compute_dtype=torch.float16)), Engine(qwen(), dials())
+    half._scale.value = 2.0**40  # far too much
+    batches = pack(rows([20, 12]), 4096)
+    for engine in (half, plain):
+        engine.step(batches, 1e-2)
+    assert 1 < half._scale.value < 2.0**40
+    for name, tensor in plain.trainable.items():
+        torch.testing.assert_close(half.trainable[name], tensor, atol=0.02, rtol=0.1)
+    kept = {name: tensor.clone() for name, tensor in half.optimizer_tensors().items()}
+    again = Engine(half.model, half.dials)
+    again.load_optimizer_tensors(kept)
+    assert again._scale.value == half._scale.value
+
+
 def test_moments_taken_out_and_put_back_continue_bit_for_bit() -> None:
     batches = pack(rows([30, 20]), 4096)
     straight, resumed = Engine(qwen(), dials()), Engine(qwen(), dials())
