@@ -36,5 +36,5 @@ class LineageView:
         try:
             sidecars = sorted(folder_of(self._workspace, job_id).glob(f"*{SIDECAR_SUFFIX}"))
             return read_sidecar(sidecars[0]).generator if sidecars else Sidecar().generator
-        except DropforgeError:
+        except (DropforgeError, OSError):
             return "unknown@0"

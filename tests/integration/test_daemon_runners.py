@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 SHORT = {
-    "intake_kills": ("--points", "14", "--workers", "1"),
-    "intake_faults": ("--runs", "14", "--workers", "1"),
-    "single_instance": ("--rounds", "1", "--daemons", "6"),
-    "deliveries": ("--times", "1", "--burst", "200", "--settle", "0.2"),
+    "intake_kills": ("--points", "9", "--workers", "1"),
+    "intake_faults": ("--runs", "7", "--workers", "1"),
+    "single_instance": ("--rounds", "1", "--daemons", "5"),
+    "deliveries": ("--times", "1", "--burst", "60", "--settle", "0.2"),
     "power_cut": ("--cuts", "10"),
 }
 
