@@ -72,6 +72,7 @@ class ResultStore:
         self._path = folder / SAMPLES_FILE
         self._head = {"schema": SCHEMA, "checkpoint": checkpoint_id, "environment": dict(environment)}
         self.noise: dict[str, float] = {}  # by suite.sha256: how far a second scoring of the same weights was off
+        self._lines: list[dict[str, Any]] = []
         self._known: dict[str, ShardResults] = self._load()
 
     def get(self, shard: Shard) -> ShardResults | None:
@@ -83,9 +84,11 @@ class ResultStore:
         self._known[shard.sha256] = results
 
     def save(self, suites: Iterable[Suite]) -> None:
-        """Write the results of these suites, replacing the file. Raises StorageError."""
+        """Replace the results of these suites; those of others stay in the file. Raises StorageError."""
+        named = list(suites)
         lines = [{**self._head, "noise": self.noise}]
-        for suite in suites:
+        lines += [doc for doc in self._lines if doc["suite"] not in {suite.name for suite in named}]
+        for suite in named:
             for shard in suite.shards:
                 results = self._known.get(shard.sha256, ())
                 lines += [
@@ -104,8 +107,9 @@ class ResultStore:
         if docs[0] != json.loads(json.dumps(self._head)):
             self.noise = {}
             return {}
+        self._lines = docs[1:]
         shards: dict[str, list[ItemResult]] = {}
-        for doc in docs[1:]:
+        for doc in self._lines:
             result = ItemResult(doc["id"], doc["nll"], doc["tokens"], doc["answer"], doc["score"])
             shards.setdefault(doc["shard"], []).append(result)
         return {sha256: tuple(results) for sha256, results in shards.items()}

@@ -55,7 +55,8 @@ def wilson_interval(right: int, items: int) -> tuple[float, float]:
     z2 = _Z95 * _Z95
     middle = (share + z2 / (2 * items)) / (1 + z2 / items)
     half = _Z95 * math.sqrt(share * (1 - share) / items + z2 / (4 * items * items)) / (1 + z2 / items)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # At the ends the formula gives 0 and 1 but for the last bits.
+    return (0.0 if right == 0 else middle - half), (1.0 if right == items else middle + half)
 
 
 def paired_gain(

@@ -27,6 +27,11 @@ def test_wilson_equals_scipys(right, items):
     assert wilson_interval(right, items) == pytest.approx((known.low, known.high))
 
 
+def test_none_right_and_all_right_reach_the_ends_exactly():
+    assert wilson_interval(0, 200)[0] == 0
+    assert wilson_interval(200, 200)[1] == 1
+
+
 def test_no_items_tell_nothing():
     assert wilson_interval(0, 0) == (0.0, 1.0)
 

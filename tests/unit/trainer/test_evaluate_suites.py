@@ -7,7 +7,9 @@ import pytest
 from core.errors import ConfigError, StorageError
 from core.paths import builtin_config
 from curriculum.generators.binary import OPERATIONS, draw
+from scripts import gsm8k_suite
 from scripts.make_suites import TIERS, write_tier
+from trainer.evaluate.graders import grade
 from trainer.evaluate.suites import INCOMING, deciding, incoming_suite, load_suite, load_suites, thinned
 
 
@@ -52,8 +54,6 @@ def test_no_generator_of_training_data_can_ask_a_shipped_question(workspace):
 
 
 def test_every_expected_answer_of_the_shipped_suites_is_right_by_its_own_grader(workspace):
-    from trainer.evaluate.graders import grade
-
     for item in (item for s in load_suites(workspace) for item in s.items):
         if item.grader == "multiple_choice":
             assert item.expected in item.choices
@@ -147,6 +147,18 @@ def test_any_change_of_a_question_changes_the_suites_identity(suite):
     assert load_suite(suite([ITEM])).sha256 == first.sha256
     assert load_suite(suite([{**ITEM, "expected": "no"}])).sha256 != first.sha256
     assert load_suite(suite([ITEM], max_new_tokens=5)).shards[0].sha256 != first.shards[0].sha256
+
+
+def test_gsm8k_becomes_a_suite_that_reports_and_never_decides(tmp_path):
+    row = {"question": "How many are 3 and 4?", "answer": "3 + 4 = <<3+4=7>>7\n#### 7"}
+    (tmp_path / "test.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n")
+    assert gsm8k_suite.write_suite(tmp_path / "test.jsonl", tmp_path / "gsm8k", 1) == 1
+    found = load_suite(tmp_path / "gsm8k")
+    assert (found.role, found.metric, len(found.items)) == ("report", "accuracy", 1)
+    item = found.items[0]
+    assert grade(item.grader, "I think it is 7.", item.expected) == 1
+    assert item.row["messages"][-1]["content"] == row["answer"]
+    assert deciding([found]) == []
 
 
 def hold_out(workspace, job, docs):
