@@ -64,7 +64,9 @@ def serve(workspace: Workspace, settings: Settings, stop: threading.Event) -> in
     deployer = Deployer(store, table, scheduler, Loader(pick_device()), metrics)
     in_flight = chosen.max_streams + chosen.max_queue
     draining = threading.Event()
-    service = Service(scheduler, table, deployer, metrics, keys, HostList([chosen.host, *chosen.allowed_hosts]), in_flight, draining)
+    service = Service(
+        scheduler, table, deployer, metrics, keys, HostList([chosen.host, *chosen.allowed_hosts]), in_flight, draining
+    )
     server = Server(make_app(service), chosen.host, chosen.port, in_flight + SPARE_THREADS)
     scheduler.start()
     server.start()

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 LogitsRow = NDArray[np.float32]
+TILE_TOKENS = 64  # prompts are read in multiples of this (their end apart), so that no bit depends on how they are cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class Chunk:
 
     Attributes:
         context: handle from `Model.open`.
-        ids: tokens that follow what the context has read already.
+        ids: tokens that follow what the context has read already; a multiple of TILE_TOKENS but at the prompt's end.
         last: the context decodes from the next step on; its next-token logits are wanted.
         targets: for scoring: the token that really follows each of `ids` (None where nothing does).
         top: for scoring: how many alternatives to report a position.

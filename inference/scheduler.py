@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar  # Any: a job's result has its own type, kept by Future[T] at the call
 
 from core.errors import OverloadedError
-from inference.generation import Chunk, Model, StepResult
+from inference.generation import TILE_TOKENS, Chunk, Model, StepResult
 from inference.metrics import ServerMetrics
 from inference.sampling import score_row
 from inference.ticket import Choice, Failure, Piece, PromptScores, Ticket
@@ -29,8 +29,6 @@ from inference.ticket import Choice, Failure, Piece, PromptScores, Ticket
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_SMALLEST_CHUNK_TOKENS = 16
-_FIRST_CHUNK_TOKENS = 64
 _CHUNK_SHARE = 1.0  # of a decode step's time that prompts may add to it: keeps gaps between tokens below three steps
 
 
@@ -43,13 +41,13 @@ class _Pace:
 
     def chunk_tokens(self, most: int) -> int:
         if not self.token_s or not self.decode_s:
-            return min(_FIRST_CHUNK_TOKENS, most)
-        return max(_SMALLEST_CHUNK_TOKENS, min(most, int(_CHUNK_SHARE * self.decode_s / self.token_s)))
+            return TILE_TOKENS
+        return max(TILE_TOKENS, min(most, int(_CHUNK_SHARE * self.decode_s / self.token_s)))
 
     def learn(self, seconds: float, decoding: int, read: int) -> None:
         if decoding and not read:
             self.decode_s = seconds if not self.decode_s else 0.8 * self.decode_s + 0.2 * seconds
-        elif read >= _SMALLEST_CHUNK_TOKENS:
+        elif read:
             each = max(seconds - (self.decode_s if decoding else 0.0), 1e-6) / read
             self.token_s = each if not self.token_s else 0.8 * self.token_s + 0.2 * each
 
@@ -251,7 +249,11 @@ class Scheduler:
                 break
             if not choice.reading or choice.context is None:
                 continue
-            ids = choice.ticket.prompt_ids[choice.read : choice.read + budget]
+            left = len(choice.ticket.prompt_ids) - choice.read
+            take = left if left <= budget else budget - budget % TILE_TOKENS
+            if not take:
+                continue
+            ids = choice.ticket.prompt_ids[choice.read : choice.read + take]
             chunks.append(_chunk(choice, ids))
             readers[choice.context] = choice
             choice.read += len(ids)

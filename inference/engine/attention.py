@@ -14,6 +14,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from inference.engine.cache import Block, Shelf
+from inference.generation import TILE_TOKENS
 
 NAME = "dropforge_packed"
 
@@ -24,6 +25,7 @@ class ShelfPart:
 
     start: int
     shelf: Shelf
+    rows_B: torch.Tensor  # 0..B-1
     lengths_B: torch.Tensor  # positions held before this step
     span: int  # positions that matter: the longest context after this step, rounded up
     masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
@@ -49,6 +51,24 @@ class ChunkPart:
     start: int
     count: int
     block: Block
+    masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+
+    def tiles(self, device: torch.device) -> list[tuple[int, int]]:
+        """Runs of tokens computed at once; on a CPU the same ones whatever the chunk, for equal bits."""
+        size = TILE_TOKENS if device.type == "cpu" else self.count
+        return [(first, min(first + size, self.count)) for first in range(0, self.count, size)]
+
+    def unseen(self, window: int | None, device: torch.device) -> torch.Tensor:
+        """[count, positions]: True where a token may not look."""
+        if window not in self.masks:
+            held = self.block.length
+            places_L = torch.arange(held + self.count, device=device)
+            here_N1 = torch.arange(held, held + self.count, device=device)[:, None]
+            hidden = places_L[None] > here_N1
+            if window is not None:
+                hidden |= places_L[None] <= here_N1 - window
+            self.masks[window] = hidden
+        return self.masks[window]
 
 
 @dataclass(slots=True)
@@ -73,9 +93,8 @@ def _decode(
     rows = len(part.shelf.contexts)
     end = part.start + rows
     keys, values = part.shelf.keys[layer], part.shelf.values[layer]
-    row_B = torch.arange(rows, device=keys.device)
-    keys[row_B, :, part.lengths_B] = key_HTD[:, part.start : end].transpose(0, 1)
-    values[row_B, :, part.lengths_B] = value_HTD[:, part.start : end].transpose(0, 1)
+    keys[part.rows_B, :, part.lengths_B] = key_HTD[:, part.start : end].transpose(0, 1)
+    values[part.rows_B, :, part.lengths_B] = value_HTD[:, part.start : end].transpose(0, 1)
     heads, size = key_HTD.shape[0], key_HTD.shape[2]
     query_BHGD = query_QTD[:, part.start : end].transpose(0, 1).reshape(rows, heads, -1, size)
     scores = torch.matmul(query_BHGD, keys[:rows, :, : part.span].transpose(2, 3)) * scaling
@@ -98,20 +117,42 @@ def _read(
     """Returns [count, Q, D]."""
     end, held = part.start + part.count, part.block.length
     part.block.write(layer, key_HTD[:, part.start : end], value_HTD[:, part.start : end])
-    keys = part.block.keys[layer][:, : held + part.count]
-    values = part.block.values[layer][:, : held + part.count]
-    groups = query_QTD.shape[0] // keys.shape[0]
-    query_HGND = query_QTD[:, part.start : end].reshape(keys.shape[0], groups, part.count, -1)
-    scores = torch.matmul(query_HGND, keys.unsqueeze(1).transpose(2, 3)) * scaling
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    places_L = torch.arange(held + part.count, device=keys.device)
-    here_N1 = torch.arange(held, held + part.count, device=keys.device)[:, None]
-    unseen = places_L[None] > here_N1
-    if window is not None:
-        unseen |= places_L[None] <= here_N1 - window
-    weights = torch.softmax(scores.masked_fill(unseen, -torch.inf), dim=-1)
-    return torch.matmul(weights, values.unsqueeze(1)).flatten(0, 1).transpose(0, 1)
+    heads = key_HTD.shape[0]
+    query_HGND = query_QTD[:, part.start : end].reshape(heads, query_QTD.shape[0] // heads, part.count, -1)
+    tiles = []
+    for first, last in part.tiles(query_QTD.device):
+        keys = part.block.keys[layer][:, None, : held + last]
+        values = part.block.values[layer][:, None, : held + last]
+        scores = torch.matmul(query_HGND[:, :, first:last], keys.transpose(2, 3)) * scaling
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        hidden = part.unseen(window, keys.device)[first:last, : held + last]
+        weights = torch.softmax(scores.masked_fill_(hidden, -torch.inf), dim=-1)
+        tiles.append(torch.matmul(weights, values).flatten(0, 1).transpose(0, 1))
+    return tiles[0] if len(tiles) == 1 else torch.cat(tiles)
+
+
+def attend(
+    plan: StepPlan,
+    layer: int,
+    query_QTD: torch.Tensor,
+    key_HTD: torch.Tensor,
+    value_HTD: torch.Tensor,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """Store the step's keys and values and attend, each token within its context. Returns [T, Q, D]."""
+    if len(plan.shelves) == 1 and not plan.chunks:
+        return _decode(plan.shelves[0], layer, query_QTD, key_HTD, value_HTD, scaling, window, softcap)
+    out = query_QTD.new_empty((query_QTD.shape[1], query_QTD.shape[0], value_HTD.shape[2]))
+    for part in plan.shelves:
+        seen = _decode(part, layer, query_QTD, key_HTD, value_HTD, scaling, window, softcap)
+        out[part.start : part.start + len(seen)] = seen
+    for chunk in plan.chunks:
+        seen = _read(chunk, layer, query_QTD, key_HTD, value_HTD, scaling, window, softcap)
+        out[chunk.start : chunk.start + chunk.count] = seen
+    return out
 
 
 def packed_attention(
@@ -131,16 +172,7 @@ def packed_attention(
         raise ValueError(f"attention {NAME} needs the plan of its step")
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # transformers numbers its attention layers with an int
     factor = scaling if scaling is not None else query.shape[-1] ** -0.5
-    query_QTD, key_HTD, value_HTD = query[0], key[0], value[0]
-    out = query.new_zeros((query.shape[2], query.shape[1], value.shape[3]))
-    for shelf in plan.shelves:
-        seen = _decode(shelf, layer, query_QTD, key_HTD, value_HTD, factor, sliding_window, softcap)
-        out[shelf.start : shelf.start + len(seen)] = seen
-    for chunk in plan.chunks:
-        out[chunk.start : chunk.start + chunk.count] = _read(
-            chunk, layer, query_QTD, key_HTD, value_HTD, factor, sliding_window, softcap
-        )
-    return out[None], None
+    return attend(plan, layer, query[0], key[0], value[0], factor, sliding_window, softcap)[None], None
 
 
 def _no_mask(*_args: object, **_kwargs: object) -> None:

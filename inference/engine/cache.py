@@ -31,13 +31,19 @@ class Block:
 
     def write(self, layer: int, keys_HTD: torch.Tensor, values_HTD: torch.Tensor) -> None:
         """Put T new positions after `length`; `length` itself moves on when the whole step is done."""
-        if layer not in self.keys:
-            heads, _, size = keys_HTD.shape
-            self.keys[layer] = keys_HTD.new_empty((heads, self.room, size))
-            self.values[layer] = values_HTD.new_empty((heads, self.room, values_HTD.shape[2]))
         end = self.length + keys_HTD.shape[1]
+        if layer not in self.keys or self.keys[layer].shape[1] < end:
+            room = max(self.room, end if layer not in self.keys else 2 * end)
+            self.keys[layer] = self._roomier(self.keys.get(layer), keys_HTD, room)
+            self.values[layer] = self._roomier(self.values.get(layer), values_HTD, room)
         self.keys[layer][:, self.length : end] = keys_HTD
         self.values[layer][:, self.length : end] = values_HTD
+
+    def _roomier(self, held: torch.Tensor | None, like: torch.Tensor, room: int) -> torch.Tensor:
+        grown = like.new_empty((like.shape[0], room, like.shape[2]))
+        if held is not None:
+            grown[:, : self.length] = held[:, : self.length]
+        return grown
 
     def copy_prefix(self, tokens: int, room: int) -> "Block":
         """A new block that holds the first `tokens` positions of this one."""

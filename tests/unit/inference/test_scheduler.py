@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from core.errors import OverloadedError
-from inference.generation import Chunk, StepResult, TokenScore
+from inference.generation import TILE_TOKENS, Chunk, StepResult, TokenScore
 from inference.metrics import ServerMetrics
 from inference.sampling import Sampling
 from inference.scheduler import Scheduler
@@ -46,6 +46,7 @@ class FakeModel:
             result.logits[context] = self._next(context)
         for chunk in chunks:
             self.contexts[chunk.context] += chunk.ids
+            assert chunk.last or len(chunk.ids) % TILE_TOKENS == 0
             if chunk.targets is not None:
                 result.scores[chunk.context] = [TokenScore(-1.0) for t in chunk.targets if t is not None]
             if chunk.last:
@@ -220,13 +221,14 @@ def test_logits_that_are_not_numbers_fail_the_request() -> None:
 
 
 def test_a_scored_prompt_reports_every_token_and_generates_nothing() -> None:
-    machine, model = scheduler(step_tokens=4), FakeModel()
-    one = ticket(model, "abcdefghij", max_tokens=0, logprobs=0, score_prompt=True)
+    machine, model = scheduler(step_tokens=64), FakeModel()
+    one = ticket(model, "abcdefghij" * 20, max_tokens=0, logprobs=0, score_prompt=True)
     machine.submit(one)
     run(machine)
     scores, piece = drain(one)
     assert isinstance(scores, PromptScores)
-    assert len(scores.scores) == 10
+    assert len(scores.scores) == 200
+    assert len(model.widths) == 4
     assert scores.scores[0] is None
     assert all(s is not None for s in scores.scores[1:])
     assert isinstance(piece, Piece)
