@@ -143,3 +143,15 @@ def weights_in(run: Run) -> dict[str, Tensor]:
 def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
     """Equal in every bit."""
     return first.keys() == second.keys() and all(first[k].equal(second[k]) for k in first)
+
+
+def tick_until_step(worker: Worker, step: int) -> None:
+    """Train until so many steps of the run are taken, and until the commit begun by then is on the disk.
+
+    Raises:
+        RuntimeError: the worker finds nothing to do before.
+    """
+    while worker.run.state.step < step:
+        if worker.tick() is not Did.WORK:
+            raise RuntimeError(f"nothing to do at step {worker.run.state.step}")
+    worker.run.settle()  # a thread of a worker that is dropped must not write into its successor's root
