@@ -10,7 +10,7 @@ import click
 
 from core.commands.invocation import common_options, current, finish
 from core.commands.liveness import daemon_runs
-from core.commands.output import coloured, say, table
+from core.commands.output import coloured, say, shortened, table
 from core.daemon.pid_manager import InstanceLock
 from core.errors import AnswerNoError
 from core.paths import Workspace
@@ -56,9 +56,9 @@ def _rebuild_ledger(workspace: Workspace, settings: Settings) -> None:
 
 def _show(doc: dict[str, Any]) -> None:
     columns = ("file", "state", "rows", "train", "held out", "epochs", "row passes")
-    keys = ("file", "state", "rows", "rows_train", "rows_held_out", "epochs", "rows_trained")
+    keys = ("state", "rows", "rows_train", "rows_held_out", "epochs", "rows_trained")
     if doc["files"]:
-        table(columns, [[file[key] for key in keys] for file in doc["files"]])
+        table(columns, [[shortened(str(file["file"])), *(file[key] for key in keys)] for file in doc["files"]])
     say(f"{len(doc['checkpoints'])} checkpoints, {len(doc['files'])} files")
     for problem in doc["problems"]:
         click.echo(f"{coloured('FAIL')} ", nl=False)

@@ -14,7 +14,7 @@ import click
 from core.atomic import sha256_file
 from core.checkpoints import Catalogue, ends_job
 from core.commands.invocation import common_options, current
-from core.commands.output import facts, say, table
+from core.commands.output import facts, say, shortened, table
 from core.paths import Workspace
 from core.provenance import lineage
 from core.status import read_status
@@ -106,7 +106,10 @@ def _show_lineage(doc: dict[str, Any]) -> None:
         say(f"checkpoint {doc['checkpoint']} has seen {len(doc['files'])} files, in this order:")
     else:
         say(f"file {doc['file']}:")
-    rows = [[f["file"], f["rows_trained"], f["generator"], str(f["sha256"])[:12], f["job_id"]] for f in doc["files"]]
+    rows = [
+        [shortened(str(f["file"])), f["rows_trained"], f["generator"], str(f["sha256"])[:12], f["job_id"]]
+        for f in doc["files"]
+    ]
     if rows:
         table(("file", "row passes", "generator", "sha256", "job"), rows)
     say(f"{'chain' if 'checkpoint' in doc else 'seen by'}: {', '.join(doc['checkpoints']) or 'no checkpoint'}")

@@ -53,6 +53,13 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         click.echo("  ".join(padded).rstrip())
 
 
+def shortened(text: str, width: int = 40) -> str:
+    """A long name with its middle left out: both ends tell names apart. Escaped first, so that no escape is cut."""
+    shown = display_name(text)
+    half = (width - 1) // 2
+    return shown if len(shown) <= width else f"{shown[:half]}…{shown[-half:]}"
+
+
 def facts(pairs: Sequence[tuple[str, object]]) -> None:
     """Print `name  value` lines, names in one column."""
     width = max((len(name) for name, _ in pairs), default=0)

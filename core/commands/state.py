@@ -15,7 +15,7 @@ from typing import Any  # status documents and verdicts are JSON
 import click
 
 from core.commands.invocation import common_options, current
-from core.commands.output import coloured, facts, on_terminal, say, table
+from core.commands.output import coloured, facts, on_terminal, say, shortened, table
 from core.errors import NotFoundError
 from core.paths import Workspace, display_name
 from core.status import STALE_AFTER_S, age_s, read_status
@@ -133,7 +133,9 @@ def _show_jobs(jobs: list[dict[str, Any]]) -> None:
         say("no jobs yet: drop a *.jsonl file into inbox/")
         return
     columns = ("job", "file", "state", "code", "rows", "checkpoint", "served")
-    table(columns, [[j["job_id"], j["file"], j["state"], j["code"], j["rows"], j["checkpoint"], _yes(j)] for j in jobs])
+    keys = ("job_id", "file", "state", "code", "rows", "checkpoint")
+    cells = [{**job, "file": shortened(str(job["file"]))} for job in jobs]
+    table(columns, [[*(job[key] for key in keys), _yes(job)] for job in cells])
 
 
 def _yes(job: dict[str, Any]) -> str:

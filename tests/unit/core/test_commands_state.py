@@ -168,3 +168,13 @@ def test_an_unknown_log_is_named_with_those_there_are(sample: SampleRoot, capsys
     (sample.ws.logs_dir / "daemon.jsonl").write_text("")
     assert main(["logs", "demon", "--root", str(sample.ws.root)]) == 2
     assert "one of: daemon" in capsys.readouterr().err
+
+
+def test_a_long_name_is_shortened_for_people_and_whole_for_programs(sample: SampleRoot, capsys: Capture) -> None:
+    name = "n" * 200 + "-part-7.jsonl"
+    sample.job("done", name)
+    shown = read(capsys, sample, "jobs")
+    assert "n…n" in shown
+    assert "n-part-7.jsonl" in shown
+    assert max(len(line) for line in shown.splitlines()) < 160
+    assert name in [job["file"] for job in ask(capsys, sample, "jobs")["jobs"]]
