@@ -142,11 +142,22 @@ class Run:
             load.refuse_other_architecture(model.config, self.settings)
             trainer = self.settings.trainer
             if self.state.method == "lora":
+                self._refuse_damaged(base)
                 model = add_adapter(model, rank=trainer.lora_rank, seed=trainer.seed, base_folder=base.folder)
             self._engine = Engine(model, self.dials(self.settings))
             self._restore(self._engine)
             refuse_wrong_loss(self._engine)
         return self._engine
+
+    def _refuse_damaged(self, base: Checkpoint) -> None:
+        """An adapter is worth nothing on other weights than those it was trained on. Raises CheckpointError."""
+        problems = self.catalogue.verify(base, training=False)
+        if problems:
+            raise CheckpointError(
+                f"the base under the adapter is damaged: {'; '.join(problems)}",
+                where=str(base.folder),
+                fix="restore checkpoint-0 from a backup, or begin another `run`",
+            )
 
     def release(self) -> None:
         """Drop the model from memory; `engine_ready` brings it back as of `head`. Commit first."""

@@ -102,6 +102,7 @@ class Worker:
         elif order.paused and order.release_gpu:
             self.run.commit()
             self.run.release()
+            self._training = None  # opened again from the commit
         elif order.command == "stop":
             self._stop()
         if order.paused:

@@ -128,7 +128,7 @@ class StepClock(TrainerCallback):
         self.first = self.first or self.last
 
 
-def _arguments(**more: Any) -> dict[str, Any]:
+def trainer_arguments(**more: Any) -> dict[str, Any]:
     return {
         "output_dir": "/tmp/bench-train",  # noqa: S108  # nothing is written there
         "per_device_train_batch_size": ROWS_A_STEP,
@@ -145,11 +145,11 @@ def _arguments(**more: Any) -> dict[str, Any]:
     }
 
 
-def _examples(rows: list[Row]) -> list[dict[str, Any]]:
+def examples_of(rows: list[Row]) -> list[dict[str, Any]]:
     return [{"input_ids": row.ids.tolist(), "labels": row.ids.tolist(), "length": len(row.ids)} for row in rows]
 
 
-def _pad(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+def pad(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     longest = max(len(e["input_ids"]) for e in examples)
 
     def padded(key: str, value: int) -> torch.Tensor:
@@ -161,8 +161,8 @@ def _pad(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 def hf_padded(model: Any, rows: list[Row], **more: Any) -> Timed:
     clock = StepClock()
-    arguments = TrainingArguments(**_arguments(remove_unused_columns=False, **more))
-    trainer = Trainer(model, arguments, _pad, _examples(rows), callbacks=[clock])
+    arguments = TrainingArguments(**trainer_arguments(remove_unused_columns=False, **more))
+    trainer = Trainer(model, arguments, pad, examples_of(rows), callbacks=[clock])
     if not more:
         trainer._get_train_sampler = lambda *_: None  # type: ignore[method-assign]  # the rows' own order, as ours
     trainer.train()
@@ -183,7 +183,7 @@ def _trl(model: PreTrainedModel, rows: list[Row], strategy: str) -> Timed:
 
     clock = StepClock()
     config = SFTConfig(
-        **_arguments(per_device_train_batch_size=2),
+        **trainer_arguments(per_device_train_batch_size=2),
         packing=True,
         packing_strategy=strategy,
         max_length=1024,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.errors import ConfigError
+from core.errors import CheckpointError, ConfigError
 from scripts.reliability.training_farm import TrainingFarm, chats, same, tick_until_step, weights_in, weights_of
 from trainer.config import dials
 from trainer.worker import Worker
@@ -189,3 +189,15 @@ def test_another_base_or_method_in_the_same_run_is_refused_with_both_values(make
         farm.workspace.config_file.write_text(json.dumps(document | change))
         with pytest.raises(ConfigError, match=words):
             farm.worker()
+
+
+def test_an_adapter_is_not_trained_on_over_a_damaged_base(make_farm: MakeFarm) -> None:
+    farm = make_farm(trainer={"method": "lora"})
+    farm.drop(chats(8))
+    farm.train()
+    weights = farm.workspace.run_dir("main") / "checkpoint-0" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"the base under the adapter is damaged.*model\.safetensors"):
+        farm.worker()
