@@ -43,4 +43,4 @@ def _canary(line: str) -> dict[str, Any] | None:
     row = {kind: whole[kind] for kind in ("messages", "text") if whole.get(kind)}
     if len(row) != 1 or not math.isfinite(nll) or len(json.dumps(row)) > _MOST_CHARACTERS:
         return None
-    return {"row": row, "loss": nll / tokens}
+    return {"row": row, "loss": nll / tokens, "tokens": tokens}

@@ -10,11 +10,20 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any  # reports and listings are JSON objects
+from typing import Any, TypeVar  # Any: reports and listings are JSON objects
 
-from core.errors import AnswerNoError, DropforgeError, GateFailedError, ModelError, NotFoundError, StorageError
+from core.errors import (
+    AnswerNoError,
+    DeadlineError,
+    DropforgeError,
+    GateFailedError,
+    ModelError,
+    NotFoundError,
+    StorageError,
+)
 from inference.generation import Canary
 from inference.inspection import DamagedTransferError, StoredCheckpoint
 from inference.metrics import ServerMetrics
@@ -24,6 +33,7 @@ from inference.scheduler import Scheduler
 from inference.slot_table import SlotTable
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _WAIT_FOR_OTHER_S = 120.0
 _MOST_LOAD_S = 600.0
@@ -221,13 +231,13 @@ class Deployer:
     def _load(self, stored: StoredCheckpoint, base: StoredCheckpoint | None) -> ModelSlot:
         if stored.is_adapter and base is None and not self._loader.holds(stored.base_sha256):
             base = self._store.read_base(stored.base_sha256)
-        return self._scheduler.run_job(self._loader.load(stored, base)).result(_MOST_LOAD_S)
+        return _result_of(self._scheduler.run_job(self._loader.load(stored, base)))
 
     def _gate(self, slot: ModelSlot, canaries: Sequence[Canary]) -> GateReport:
         serving = self._table.serving_slot()
         same_base = serving is not None and serving.stored.base_sha256 == slot.stored.base_sha256
-        fastest = serving.token_s if serving is not None and same_base else float("inf")
-        return self._scheduler.run_job(pass_gate(slot, canaries, fastest)).result(_MOST_LOAD_S)
+        rival = serving if same_base and serving is not slot else None
+        return _result_of(self._scheduler.run_job(pass_gate(slot, canaries, rival)))
 
     def _serve(self, slot: ModelSlot) -> None:
         self._table.serve(slot)
@@ -239,3 +249,20 @@ class Deployer:
             self._store.make_room(_KEEP_FOLDERS, set(self._table.loaded_ids()))
         except StorageError:
             logger.exception("old checkpoints could not be removed")
+
+
+def _result_of(job: "Future[T]") -> T:
+    """Wait for work on the generation thread; whatever a candidate makes it raise is a verdict on the candidate.
+
+    Raises:
+        DropforgeError: as raised there. DeadlineError: it takes too long. ModelError: anything else.
+    """
+    try:
+        return job.result(_MOST_LOAD_S)
+    except DropforgeError:
+        raise
+    except TimeoutError as error:
+        raise DeadlineError(f"loading and trying it took more than {_MOST_LOAD_S:.0f} s") from error
+    except Exception as error:  # the edge between a stranger's model and the server
+        logger.exception("a candidate failed")
+        raise ModelError(f"it fails when it is used: {type(error).__name__}: {str(error)[:200]}") from error

@@ -53,10 +53,14 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """A row the judge scored with this very checkpoint: its training row and the mean loss per trained token."""
+    """A row the judge scored with this very checkpoint: its training row and the mean loss per trained token.
+
+    `tokens`: how many trained tokens the judge counted; a row it cut short is no canary.
+    """
 
     row: Mapping[str, Any]
     loss: float
+    tokens: int | None = None
 
 
 class Model(Protocol):

@@ -126,6 +126,10 @@ def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
     extra = found - set(manifest["files"]) - {MANIFEST_FILE}
     if extra:
         raise RefusedCheckpointError(f"the manifest does not name {sorted(extra)[0]!r}", where=str(folder))
+    adapter = found & {"adapter_config.json", "adapter_model.safetensors"}
+    if len(adapter) == 1 or (adapter and "model.safetensors" in found):
+        # transformers follows an adapter_config.json to whatever folder it names
+        raise RefusedCheckpointError("half an adapter, or an adapter inside a whole model", where=str(folder))
     problems = file_problems(folder, manifest["files"])
     if problems:
         raise DamagedTransferError(

@@ -7,10 +7,9 @@ Errors   ModelError (cannot be loaded), GateFailedError (loaded, but must not se
 
 import math
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any  # a row of training data is a JSON object
 from weakref import WeakValueDictionary
 
 import torch
@@ -57,7 +56,6 @@ class ModelSlot:
     model: Model
     network: PreTrainedModel
     base: PreTrainedModel | None  # an adapter's: kept alive, and findable, as long as this slot lives
-    token_s: float = math.inf
     uses: int = 0
     last_used_s: float = 0.0
     loaded_at: str = field(default_factory=iso_now)
@@ -115,12 +113,13 @@ def _encoder(folder: Path) -> ChatEncoder:
     return encoder
 
 
-def pass_gate(slot: ModelSlot, canaries: Sequence[Canary], fastest_token_s: float) -> Generator[None, None, GateReport]:
-    """Let a fresh slot show that it may serve: a rendered prompt, real tokens, finite numbers, the loss the judge saw,
-    speed.
+def pass_gate(
+    slot: ModelSlot, canaries: Sequence[Canary], rival: ModelSlot | None
+) -> Generator[None, None, GateReport]:
+    """Let a slot show that it may serve: a rendered prompt, real tokens, finite numbers, the judge's loss, speed.
 
     Args:
-        fastest_token_s: seconds a token of the serving model on the same base took in its gate; inf when there is none.
+        rival: the serving model when it has the same base; timed at the same moment, since the machine may be busy.
 
     Raises:
         GateFailedError: saying which check failed and by how much.
@@ -128,21 +127,23 @@ def pass_gate(slot: ModelSlot, canaries: Sequence[Canary], fastest_token_s: floa
     # Contexts of its own: the slot may be answering requests by its id at this moment.
     model = Runner(slot.network, slot.model.max_context_tokens)
     text, tokens, token_s = yield from _speak(slot.encoder, model)
-    losses = yield from _losses(slot.encoder, model, canaries)
-    if not canaries:
+    losses, expected = yield from _losses(slot.encoder, model, canaries)
+    if not losses:
         yield from _plausible(slot.encoder, model)
-    loss = sum(losses) / len(losses) if losses else None
-    expected = sum(c.loss for c in canaries) / len(canaries) if canaries else None
-    _compare_losses(loss, expected)
-    if token_s > _SLOWER_LIMIT * fastest_token_s:
-        raise GateFailedError(f"{token_s * 1e3:.1f} ms a token, the serving model needs {fastest_token_s * 1e3:.1f} ms")
-    slot.token_s = token_s
-    return GateReport(loss, expected, len(canaries), tokens, token_s, text)
+    for loss, judged in zip(losses, expected, strict=True):
+        _compare_losses(loss, judged)
+    if rival is not None:
+        _, _, rival_s = yield from _speak(rival.encoder, Runner(rival.network, rival.model.max_context_tokens))
+        if token_s > _SLOWER_LIMIT * rival_s:
+            raise GateFailedError(f"{token_s * 1e3:.1f} ms a token; the serving model needs {rival_s * 1e3:.1f} ms now")
+    return GateReport(_mean(losses), _mean(expected), len(losses), tokens, token_s, text)
 
 
-def _compare_losses(loss: float | None, expected: float | None) -> None:
-    if loss is None or expected is None:
-        return
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _compare_losses(loss: float, expected: float) -> None:
     room = _LOSS_TOLERANCE + _LOSS_TOLERANCE_SHARE * abs(expected)
     if not abs(loss - expected) <= room:  # also true for NaN
         raise GateFailedError(
@@ -151,7 +152,7 @@ def _compare_losses(loss: float | None, expected: float | None) -> None:
 
 
 def _speak(encoder: ChatEncoder, model: Model) -> Generator[None, None, tuple[str, int, float]]:
-    """Greedy tokens from a rendered chat. Returns the text, how many tokens, the median seconds a token."""
+    """Greedy tokens from a rendered chat. Returns the text, how many tokens, the fewest seconds one took."""
     try:
         prompt = encoder.encode_prompt(_CANARY_CHAT)
     except TemplateRefusedError as error:
@@ -175,26 +176,25 @@ def _speak(encoder: ChatEncoder, model: Model) -> Generator[None, None, tuple[st
         model.close(context)
     ends = [place for place, token in enumerate(produced) if token in encoder.eos_ids]
     text = encoder.decode(produced[: ends[0]] if ends else produced)
-    return text, len(produced), sorted(times)[len(times) // 2]
+    return text, len(produced), min(times)
 
 
-def _losses(encoder: ChatEncoder, model: Model, canaries: Sequence[Canary]) -> Generator[None, None, list[float]]:
-    losses = []
+def _losses(
+    encoder: ChatEncoder, model: Model, canaries: Sequence[Canary]
+) -> Generator[None, None, tuple[list[float], list[float]]]:
+    """Losses of the canaries here and as judged; a row the judge cut short is left out."""
+    losses, expected = [], []
     for canary in canaries:
-        loss = yield from _loss(encoder, model, canary.row)
-        losses.append(loss)
-    return losses
-
-
-def _loss(encoder: ChatEncoder, model: Model, row: Mapping[str, Any]) -> Generator[None, None, float]:
-    """Mean loss over the trained tokens of a row, as the trainer counts it."""
-    encoded = encoder.encode_row(row)
-    ids = encoded.ids.tolist()[: model.max_context_tokens]
-    scores = yield from _scores(model, ids)
-    nats = [
-        -s.logprob for s, trained in zip(scores, encoded.mask.tolist()[1:], strict=False) if s is not None and trained
-    ]
-    return sum(nats) / len(nats) if nats else math.nan
+        encoded = encoder.encode_row(canary.row)
+        trained = encoded.mask.tolist()[1:]
+        too_long = len(encoded.ids) > model.max_context_tokens
+        if too_long or canary.tokens not in (None, sum(trained)):
+            continue
+        scores = yield from _scores(model, encoded.ids.tolist())
+        nats = [-s.logprob for s, counts in zip(scores, trained, strict=False) if s is not None and counts]
+        losses.append(sum(nats) / len(nats) if nats else math.nan)
+        expected.append(canary.loss)
+    return losses, expected
 
 
 def _plausible(encoder: ChatEncoder, model: Model) -> Generator[None, None, None]:

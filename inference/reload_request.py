@@ -43,6 +43,7 @@ SCHEMA: dict[str, Any] = {
                         "maxProperties": 1,
                     },
                     "loss": {"type": "number"},
+                    "tokens": {"type": "integer", "minimum": 1},
                 },
                 "required": ["row", "loss"],
                 "additionalProperties": False,
@@ -77,5 +78,5 @@ def reload_request(body: object) -> ReloadRequest:
         raise RequestError(
             f"{path or 'the body'}: {problem.message[:200] if problem is not None else 'no object'}", param=path or None
         )
-    canaries = tuple(Canary(item["row"], float(item["loss"])) for item in body.get("canaries", ()))
+    canaries = tuple(Canary(item["row"], float(item["loss"]), item.get("tokens")) for item in body.get("canaries", ()))
     return ReloadRequest(body["id"], body["manifest_sha256"], body.get("base_manifest_sha256"), canaries)

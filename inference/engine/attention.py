@@ -100,7 +100,7 @@ def _decode(
     scores = torch.matmul(query_BHGD, keys[:rows, :, : part.span].transpose(2, 3)) * scaling
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    weights = torch.softmax(scores + part.mask(window), dim=-1)
+    weights = torch.softmax(scores + part.mask(window), dim=-1).to(values.dtype)
     return torch.matmul(weights, values[:rows, :, : part.span]).reshape(rows, query_QTD.shape[0], -1)
 
 
@@ -127,8 +127,8 @@ def _read(
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         hidden = part.unseen(window, keys.device)[first:last, : held + last]
-        weights = torch.softmax(scores.masked_fill_(hidden, -torch.inf), dim=-1)
-        tiles.append(torch.matmul(weights, values).flatten(0, 1).transpose(0, 1))
+        weights = torch.softmax(scores.masked_fill_(hidden, -torch.inf), dim=-1, dtype=torch.float32)
+        tiles.append(torch.matmul(weights.to(values.dtype), values).flatten(0, 1).transpose(0, 1))
     return tiles[0] if len(tiles) == 1 else torch.cat(tiles)
 
 

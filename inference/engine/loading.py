@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from core.atomic import read_json
-from core.errors import ModelError
+from core.errors import ModelError, ResourceError
 from inference.engine.attention import NAME, register
 from inference.engine.layers import LowRank, PackedLinear, pack
 
@@ -56,7 +56,11 @@ def load_base(folder: Path, device: torch.device) -> Generator[None, None, PreTr
             trust_remote_code=False,
             output_loading_info=True,
         )
+    except torch.OutOfMemoryError as error:
+        raise _no_memory(error, folder) from error
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
+        if "allocate memory" in str(error):
+            raise _no_memory(error, folder) from error
         raise ModelError(f"transformers cannot load it: {_one_line(error)}", where=str(folder)) from error
     model: PreTrainedModel = loaded[0]
     report: dict[str, Any] = loaded[1]
@@ -137,6 +141,12 @@ def _scale(config: dict[str, Any], name: str, rank: int) -> float:
         if name == pattern or name.endswith(f".{pattern}"):
             alpha = own
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _no_memory(error: BaseException, folder: Path) -> ResourceError:
+    """Lack of memory is no fault of the checkpoint: it is not marked bad and may be tried again."""
+    fix = "lower inference.max_loaded, or free memory on the serving host"
+    return ResourceError(f"not enough memory to load it: {_one_line(error)}", where=str(folder), fix=fix)
 
 
 def _one_line(error: BaseException) -> str:

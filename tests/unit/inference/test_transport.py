@@ -106,5 +106,8 @@ def test_canaries_are_the_first_rows_with_a_finite_loss(tmp_path: Path) -> None:
     ]
     text = "\n".join(json.dumps(line) for line in lines) + "\nnot json\n"
     (tmp_path / "samples.jsonl").write_text(text)
-    assert canaries_of(tmp_path) == [{"row": row, "loss": 1.5}, {"row": {"text": "t"}, "loss": 2.0}]
+    assert canaries_of(tmp_path) == [
+        {"row": row, "loss": 1.5, "tokens": 4},
+        {"row": {"text": "t"}, "loss": 2.0, "tokens": 1},
+    ]
     assert canaries_of(tmp_path / "nowhere") == []
