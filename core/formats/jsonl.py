@@ -5,18 +5,15 @@ Format   one JSON object a line, split at LF only; BOM, CRLF, blank lines and a 
 Units    columns and lines count from 1, rows from 0     Errors   OSError of the disk; what the file holds never raises
 """
 
-import hashlib
-import os
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from core.formats.bytes_in import Unpack, file_chunks
 from core.formats.rows import MAX_ROW_BYTES, Batch, Notes, RowProblem, Value
 from core.formats.strict_json import parse_row, parse_rows
 
-_CHUNK_BYTES = 1 << 16  # blocks of this size stay in the cache of one core
 _BOM = b"\xef\xbb\xbf"
-_WIDE_BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _TOO_LONG = RowProblem(
     "too_large", f"a line over {MAX_ROW_BYTES >> 20} MiB", fix="split the row, or check that lines end in LF"
 )
@@ -25,9 +22,15 @@ _TOO_LONG = RowProblem(
 class JsonlReader:
     """A JSON Lines file as rows."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, unpack: Unpack | None = None) -> None:
         self._path = path
+        self._unpack = unpack
         self.notes = Notes()
+
+    def _chunks(self, notes: Notes) -> Iterator[bytes]:
+        """The text, piece by piece; identity and size are those of the file as it lies there."""
+        chunks = file_chunks(self._path, notes)
+        return chunks if self._unpack is None else self._unpack(chunks)
 
     def batches(self) -> Iterator[Batch]:
         self.notes = notes = Notes()
@@ -75,30 +78,24 @@ class JsonlReader:
                 row += 1
 
     def line_bound(self) -> int:
-        with self._path.open("rb", buffering=0) as file:
-            return 1 + sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(_CHUNK_BYTES), b""))
+        return 1 + sum(chunk.count(b"\n") for chunk in self._chunks(Notes()))
 
     def _blocks(self, notes: Notes) -> Iterator[tuple[int, list[bytes | None]]]:
         """Give (number of the first line, lines without LF); None for a line over the cap, whose bytes are not kept."""
-        digest = hashlib.sha256()
-        number, rest, overlong = 1, b"", False
-        with self._path.open("rb", buffering=0) as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-                if notes.size_bytes == 0 and chunk.startswith(_BOM):
-                    notes.forgive("bom", 1)
-                    chunk = chunk.removeprefix(_BOM)
-                    notes.size_bytes = len(_BOM)
-                notes.size_bytes += len(chunk)
-                head, *lines = chunk.split(b"\n")
-                rest = b"" if overlong else rest + head
-                if lines:
-                    first = None if overlong or len(rest) > MAX_ROW_BYTES else rest
-                    yield number, [first, *lines[:-1]]
-                    number, rest, overlong = number + len(lines), lines[-1], False
-                if len(rest) > MAX_ROW_BYTES:
-                    rest, overlong = b"", True
-        notes.sha256 = digest.hexdigest()
+        number, rest, overlong, begun = 1, b"", False, False
+        for chunk in self._chunks(notes):
+            if not begun and chunk.startswith(_BOM):
+                notes.forgive("bom", 1)
+                chunk = chunk.removeprefix(_BOM)
+            begun = True
+            head, *lines = chunk.split(b"\n")
+            rest = b"" if overlong else rest + head
+            if lines:
+                first = None if overlong or len(rest) > MAX_ROW_BYTES else rest
+                yield number, [first, *lines[:-1]]
+                number, rest, overlong = number + len(lines), lines[-1], False
+            if len(rest) > MAX_ROW_BYTES:
+                rest, overlong = b"", True
         if rest or overlong:
             notes.forgive("no_final_newline", number)
             yield number, [None if overlong else rest]
@@ -114,13 +111,3 @@ class JsonlReader:
 def _with_text(value: Value, raw: bytes) -> Value:
     """A refused line keeps its text, so that it can be set aside."""
     return replace(value, text=raw.decode(errors="replace")) if isinstance(value, RowProblem) else value
-
-
-def looks_wide(path: Path) -> str | None:
-    """Name the encoding when a file begins like UTF-16; None otherwise. Raises OSError."""
-    with path.open("rb") as file:
-        head = file.read(256)
-    if head[:2] in _WIDE_BOMS:
-        return _WIDE_BOMS[head[:2]]
-    zeros = head.count(0)
-    return "UTF-16" if zeros * 3 > len(head) > 3 and os.fsencode("{") in head else None

@@ -4,6 +4,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol  # a row is a JSON object of any shape
 
+from core.errors import DataError
+
 MAX_ROW_BYTES = 8 << 20  # one row; a longer line is refused while it is streamed
 KEPT_LINES = 10  # line numbers kept as examples
 
@@ -50,6 +52,17 @@ class Notes:
             lines.append(line)
 
 
+class FormatError(DataError):
+    """A file as a whole is not what its name says, or cannot be unpacked. `problem` has the contract's code."""
+
+    code = 1020
+    slug = "bad_format"
+
+    def __init__(self, problem: RowProblem) -> None:
+        super().__init__(problem.message, fix=problem.fix or "")
+        self.problem = problem
+
+
 class RowReader(Protocol):
     """A file as rows. `batches` may be called again; each call reads from the start."""
 
@@ -60,7 +73,12 @@ class RowReader(Protocol):
         ...
 
     def batches(self) -> Iterator[Batch]:
-        """Read all rows. Raises OSError when the disk fails, never for what the file holds."""
+        """Read all rows.
+
+        Raises:
+            FormatError: the file as a whole cannot be read on.
+            OSError: the disk fails.
+        """
         ...
 
     def some(self, wanted: Collection[int]) -> Iterator[tuple[int, int, Value]]:

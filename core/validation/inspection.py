@@ -19,9 +19,9 @@ from typing import Any, Protocol  # JSON values
 
 import numpy as np
 
+from core.atomic import sha256_file
 from core.chat_templates import ChatEncoder, Encoded
-from core.formats import Batch, RowProblem, RowReader, open_rows
-from core.formats.jsonl import looks_wide
+from core.formats import Batch, FormatError, RowProblem, RowReader, check_content, open_rows
 from core.lineage import Sidecar, SidecarError, check_claims
 from core.validation.contamination import SuiteIndex
 from core.validation.detection import Detection, named_spec, spec_by_pattern, too_few_fit
@@ -108,6 +108,9 @@ class Inspection:
             self._run()
         except _Stop as stop:
             self.issues.error(stop.problem, stop.line)
+        except FormatError as error:
+            self.sha256 = self.sha256 or sha256_file(self._path)
+            self.issues.error(error.problem)
         finally:
             if collecting:
                 gc.enable()
@@ -118,7 +121,10 @@ class Inspection:
     def count_only(self) -> dict[str, Any]:
         """Identity and row count of a file that is refused for another reason. Raises OSError."""
         self.size_bytes = self._path.stat().st_size
-        self._count_rows()
+        try:
+            self._count_rows()
+        except FormatError:
+            self.sha256 = sha256_file(self._path)  # the other reason is told; this file is not read on
         self.rows_set_aside = self.rows
         return self.as_stats()
 
@@ -138,9 +144,7 @@ class Inspection:
 
     def _run(self) -> None:
         self.size_bytes = self._path.stat().st_size
-        wide = looks_wide(self._path)
-        if wide:
-            raise _Stop(RowProblem("bad_encoding", f"the file is {wide}, not UTF-8", fix="save it as UTF-8"))
+        check_content(self._path)
         self._find_spec()
         draw = self._first_pass(self.spec)
         self._judge_first_pass()

@@ -1,0 +1,154 @@
+"""Bytes of a dropped file: what it really is, and its content unpacked within bounds (arrow: intake).
+
+Reads    one file in chunks of 64 KiB         Writes   nothing, an archive is never unpacked on disk
+Errors   FormatError: content and suffix disagree, a broken or a swollen archive; OSError of the disk
+"""
+
+import hashlib
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import zstandard
+
+from core.formats.rows import FormatError, Notes, RowProblem
+
+CHUNK_BYTES = 1 << 16  # blocks of this size stay in the cache of one core
+_MAX_RATIO = 200  # text packs about 5:1, rarely 50:1; a bomb 1,000:1
+_FREE_BYTES = 64 << 20  # below this no ratio matters
+_ZSTD_WINDOW_BYTES = 128 << 20
+Unpack = Callable[[Iterable[bytes]], Iterator[bytes]]
+
+_MAGIC = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip (or an office document)",
+    b"PAR1": "Parquet",
+    b"ARROW1": "Arrow",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"7z\xbc\xaf": "7-zip",
+    b"%PDF": "PDF",
+    b"SQLite format 3": "SQLite",
+    b"\xd0\xcf\x11\xe0": "an old office document",
+    b"\x80\x02": "pickle",
+    b"\x80\x03": "pickle",
+    b"\x80\x04": "pickle",
+    b"\x80\x05": "pickle",
+    b"\x93NUMPY": "numpy",
+    b"\x89HDF": "HDF5",
+    b"\x7fELF": "a program",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+
+
+def file_chunks(path: Path, notes: Notes) -> Iterator[bytes]:
+    """Read a file front to back; its SHA-256 and size stand in `notes` afterwards. Raises OSError."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+            notes.size_bytes += len(chunk)
+            yield chunk
+    notes.sha256 = digest.hexdigest()
+
+
+def check_magic(path: Path, expected: str | None) -> None:
+    """Refuse a file whose first bytes say that it is something else than its name says.
+
+    Args:
+        expected: the kind that must be found, "Parquet" for example; None for text.
+
+    Raises:
+        FormatError: naming both.
+        OSError: the disk fails.
+    """
+    with path.open("rb") as file:
+        head = file.read(256)
+    found = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
+    if found is None and expected is None and head.count(0) * 3 > len(head) > 3:
+        found = "UTF-16 or binary"
+    if found == expected or not head:
+        return
+    if expected is None:
+        text = f"the file is {found}, not UTF-8 text"
+        fix = "save it as UTF-8" if "UTF-16" in str(found) else "give it the suffix of what it is, or convert it"
+        raise FormatError(RowProblem("bad_encoding", text, fix=fix))
+    raise FormatError(RowProblem("bad_encoding", f"the file is {found or 'not'} {'' if found else expected}".strip()))
+
+
+def _bounded(pieces: Iterator[tuple[int, bytes]]) -> Iterator[bytes]:
+    """Pass unpacked pieces on while they stand in proportion to what was read: (bytes read so far, piece)."""
+    out = 0
+    for read, piece in pieces:
+        out += len(piece)
+        if out > _FREE_BYTES and out > _MAX_RATIO * read:
+            message = f"unpacked more than {_MAX_RATIO} times its size: an archive bomb?"
+            raise FormatError(RowProblem("too_large", message, fix="drop the file unpacked"))
+        yield piece
+
+
+def gunzip(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Unpack gzip, several members too. Raises FormatError for a damaged or cut archive."""
+    return _bounded(_gunzip(chunks))
+
+
+def _gunzip(chunks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    machine, read, fresh = zlib.decompressobj(31), 0, True
+    try:
+        for chunk in chunks:
+            read += len(chunk)
+            data = chunk
+            while data:
+                if machine.eof:
+                    machine, fresh = zlib.decompressobj(31), True
+                piece = machine.decompress(data, CHUNK_BYTES)
+                fresh = False
+                data = machine.unused_data if machine.eof else machine.unconsumed_tail
+                yield read, piece
+        while not machine.eof and (piece := machine.decompress(machine.unconsumed_tail, CHUNK_BYTES)):
+            yield read, piece
+    except zlib.error as error:
+        raise FormatError(RowProblem("bad_encoding", f"damaged gzip: {error}", fix="pack it again")) from error
+    if not machine.eof and not fresh:
+        raise FormatError(RowProblem("bad_encoding", "the gzip is incomplete: was the transfer cut?"))
+
+
+def unzstd(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Unpack Zstandard. Raises FormatError for a damaged or cut archive."""
+    return _bounded(_unzstd(chunks))
+
+
+class _ChunkFile:
+    """A file-like view of chunks, for the library."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = iter(chunks)
+        self.read_bytes = 0
+
+    def read(self, _size: int = -1) -> bytes:
+        chunk = next(self._chunks, b"")
+        self.read_bytes += len(chunk)
+        return chunk
+
+
+def _unzstd(chunks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    source = _ChunkFile(chunks)
+    machine = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES).decompressobj(read_across_frames=False)
+    fresh = True
+    try:
+        while chunk := source.read():
+            data = chunk
+            while data:
+                if machine.eof:
+                    maker = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
+                    machine = maker.decompressobj(read_across_frames=False)
+                part, data = data[:512], data[512:]  # so that one call cannot swell without bound
+                fresh = False
+                yield source.read_bytes, machine.decompress(part)
+                data = machine.unused_data + data if machine.eof else data
+    except zstandard.ZstdError as error:
+        raise FormatError(RowProblem("bad_encoding", f"damaged zstd: {error}", fix="pack it again")) from error
+    if not machine.eof and not fresh:
+        raise FormatError(RowProblem("bad_encoding", "the zstd file is incomplete: was the transfer cut?"))

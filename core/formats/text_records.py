@@ -1,0 +1,173 @@
+"""Rows from a JSON array, from CSV and TSV, and from plain text (arrow: intake).
+
+Format   JSON array: one array of objects; CSV, TSV: RFC 4180 with a header line, every value a text; plain text: blocks
+         between blank lines, each one row {"text": ...}
+Errors   FormatError when the rest of the file cannot be read; what one row holds is its RowProblem
+"""
+
+import codecs
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from core.formats.bytes_in import file_chunks
+from core.formats.records import RecordReader
+from core.formats.rows import MAX_ROW_BYTES, FormatError, Notes, RowProblem, Value
+from core.formats.strict_json import parse_row
+
+csv.field_size_limit(MAX_ROW_BYTES)
+_NO_ARRAY = RowProblem("bad_json", "the file is no JSON array", fix="use .jsonl for lines")
+_TOO_LARGE = RowProblem("too_large", f"a row over {MAX_ROW_BYTES >> 20} MiB", fix="split the row")
+
+
+def decoded(path: Path, notes: Notes) -> Iterator[str]:
+    """The text of a file, piece by piece. Raises FormatError where it is not UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    read = 0
+    for chunk in file_chunks(path, notes):
+        try:
+            yield decoder.decode(chunk)
+        except UnicodeDecodeError as error:
+            raise _not_utf8(read + error.start) from error
+        read += len(chunk)
+    try:
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise _not_utf8(read) from error
+
+
+def _not_utf8(at: int) -> FormatError:
+    return FormatError(RowProblem("bad_encoding", f"not UTF-8 at byte {at}", fix="save the file as UTF-8"))
+
+
+def text_lines(path: Path, notes: Notes) -> Iterator[str]:
+    """Lines with their ends, split at LF only, each bounded. Raises FormatError."""
+    rest = ""
+    for piece in decoded(path, notes):
+        head, *lines = (rest + piece).split("\n")
+        rest = head
+        for line in lines:
+            yield rest + "\n"
+            rest = line
+        if len(rest) > MAX_ROW_BYTES:
+            raise FormatError(_TOO_LARGE)
+    if rest:
+        yield rest
+
+
+class JsonArrayReader(RecordReader):
+    """One JSON array of objects, element by element."""
+
+    def _records(self, notes: Notes) -> Iterator[tuple[int, Value]]:
+        decoder, buffer, line, opened, more = json.JSONDecoder(), "", 1, False, False
+        for piece in self._pieces(notes):
+            buffer += piece
+            while True:
+                body = buffer.lstrip(" \t\r\n")
+                line += buffer.count("\n", 0, len(buffer) - len(body))
+                buffer = body
+                if not opened and buffer:
+                    if buffer[0] != "[":
+                        raise FormatError(
+                            RowProblem("bad_json", "the file is no JSON array", fix="use .jsonl for lines")
+                        )
+                    opened, buffer = True, buffer[1:]
+                elif opened and more and buffer[:1] == ",":
+                    more, buffer = False, buffer[1:]
+                elif opened and buffer[:1] == "]" and not buffer[1:].strip():
+                    if piece == "":
+                        return
+                    break
+                elif not opened or not buffer or more:
+                    break
+                else:
+                    end = _element_end(decoder, buffer, last=piece == "")
+                    if end is None:
+                        break
+                    yield line, parse_row(buffer[:end].encode("utf-8", "surrogatepass"))
+                    line, buffer, more = line + buffer.count("\n", 0, end), buffer[end:], True
+        raise FormatError(RowProblem("bad_json", f"line {line}: the array is incomplete or has odd text in it"))
+
+    def _pieces(self, notes: Notes) -> Iterator[str]:
+        yield from decoded(self._path, notes)
+        yield ""  # the end: what is incomplete now stays incomplete
+
+
+def _element_end(decoder: json.JSONDecoder, buffer: str, *, last: bool) -> int | None:
+    """Where the first element ends; None when it may go on in the next piece. Raises FormatError."""
+    try:
+        end = decoder.raw_decode(buffer)[1]
+    except (ValueError, RecursionError) as error:
+        if last or len(buffer) > MAX_ROW_BYTES:
+            raise FormatError(RowProblem("bad_json", f"an element of the array is not JSON: {error}")) from error
+        return None
+    return end if last or end < len(buffer) else None
+
+
+class CsvReader(RecordReader):
+    """Comma- or tab-separated rows under a header line."""
+
+    def __init__(self, path: Path, delimiter: str) -> None:
+        super().__init__(path)
+        self._delimiter = delimiter
+
+    def _records(self, notes: Notes) -> Iterator[tuple[int, Value]]:
+        rows = csv.reader(text_lines(self._path, notes), delimiter=self._delimiter, strict=True)
+        names: list[str] | None = None
+        begins = 1
+        try:
+            for fields in rows:
+                line, begins = begins, rows.line_num + 1
+                if not fields:
+                    notes.forgive("blank_line", line)
+                elif names is None:
+                    names = self._header(fields)
+                else:
+                    yield line, self._row(names, fields)
+        except csv.Error as error:
+            raise FormatError(RowProblem("bad_json", f"line {rows.line_num}: not valid CSV: {error}")) from error
+
+    @staticmethod
+    def _header(fields: list[str]) -> list[str]:
+        if len(set(fields)) < len(fields) or not all(name.strip() for name in fields):
+            message = f"the header line has empty or repeated names: {', '.join(fields)[:100]}"
+            raise FormatError(RowProblem("bad_json", message, fix="name every column once in the first line"))
+        return fields
+
+    @staticmethod
+    def _row(names: list[str], fields: list[str]) -> Value:
+        if len(fields) != len(names):
+            return RowProblem(
+                "bad_json", f"{len(fields)} fields under {len(names)} column names", fix="quote the field"
+            )
+        if any("\0" in field for field in fields):
+            return RowProblem("bad_json", "U+0000 in a text", fix="remove the NUL character")
+        return dict(zip(names, fields, strict=True))
+
+
+class TextReader(RecordReader):
+    """Blocks of text between blank lines."""
+
+    def _records(self, notes: Notes) -> Iterator[tuple[int, Value]]:
+        block: list[str] = []
+        size = begins = 0
+        for number, line in enumerate(text_lines(self._path, notes), 1):
+            if line.strip():
+                begins = begins or number
+                size += len(line)
+                block.append(line)
+                if size > MAX_ROW_BYTES:
+                    raise FormatError(_TOO_LARGE)
+            elif block:
+                yield begins, self._block(block)
+                block, size, begins = [], 0, 0
+        if block:
+            yield begins, self._block(block)
+
+    @staticmethod
+    def _block(lines: list[str]) -> Value:
+        text = "".join(lines).replace("\r\n", "\n").strip("\n")
+        if "\0" in text:
+            return RowProblem("bad_json", "U+0000 in a text", fix="remove the NUL character")
+        return {"text": text}
