@@ -128,6 +128,17 @@ def test_a_second_copy_of_a_duplicate_still_names_the_first(rig: IntakeRig) -> N
     assert {job.verdict()["duplicate_of"] for job in rig.context.queue.jobs("done")} == {first}
 
 
+def test_a_copy_that_was_never_trained_does_not_stand_for_the_original(rig: IntakeRig) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        rig.drop(name, "same\n")
+        rig.settle()
+    rig.context.queue.move(rig.context.queue.jobs("normal")[0], "failed")
+    rig.restart()
+    rig.drop("c.jsonl", "same\n")
+    rig.settle()
+    assert rig.lane("normal") == ["c.jsonl"]
+
+
 def test_the_same_name_with_other_content_becomes_a_second_job(rig: IntakeRig) -> None:
     rig.drop("train.jsonl", "one\n")
     rig.settle()

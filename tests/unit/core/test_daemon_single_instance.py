@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from core.daemon import pid_manager
 from core.daemon.pid_manager import PARENT_VARIABLE, InstanceLock
 from core.errors import AlreadyRunningError
 
@@ -58,6 +59,24 @@ def test_a_removed_lock_file_does_not_make_two_holders_possible(tmp_path: Path) 
         InstanceLock.acquire(path, wait_s=0.0)
     first.release()
     second.release()
+
+
+def test_a_lock_on_a_file_that_was_removed_meanwhile_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "daemon.lock"
+    real, removed = pid_manager._try_lock, []
+
+    def remove_first(fd: int) -> bool:
+        if not removed:
+            removed.append(True)
+            path.unlink()
+        return real(fd)
+
+    monkeypatch.setattr(pid_manager, "_try_lock", remove_first)
+    lock = InstanceLock.acquire(path, sleep=lambda _: None)
+    assert os.path.samestat(os.fstat(lock.fd), path.stat())
+    lock.release()
 
 
 def test_a_child_that_inherits_the_descriptor_keeps_the_lock(tmp_path: Path) -> None:
