@@ -77,6 +77,7 @@ class ValidationSettings:
     bad_rows: str
     bad_rows_limit: float
     too_long: str
+    limits: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)

@@ -182,6 +182,7 @@ def plan_for(
             max_length=settings.hyperparams.max_length,
             too_long=settings.validation.too_long,
             bad_rows=settings.validation.bad_rows,
+            limits=settings.validation.limits,
             bad_rows_limit=settings.validation.bad_rows_limit,
             seed=settings.trainer.seed,
             held_out=settings.trainer.held_out,

@@ -24,6 +24,7 @@ from core.chat_templates import ChatEncoder, Encoded
 from core.formats import Batch, FormatError, RowProblem, RowReader, check_content, open_rows
 from core.lineage import Sidecar, SidecarError, check_claims
 from core.validation.contamination import SuiteIndex
+from core.validation.content import ContentChecks
 from core.validation.detection import Detection, named_spec, spec_by_pattern, too_few_fit
 from core.validation.held_out import HeldOutDraw
 from core.validation.labels import LabelAudit, TokenStats
@@ -35,6 +36,7 @@ from core.validation.specs import DatasetSpec
 LEVELS = ("quick", "standard", "deep")
 AUDITED_ROWS = 512
 _UNREAD = RowProblem("spec_unknown", "no spec is known")
+_MIN_DUPLICATE_ROWS = 10
 _TEMPLATE_TOKENS = 64  # beyond these, a row has no more tokens than its canonical JSON has bytes
 
 
@@ -67,6 +69,7 @@ class Plan:
     suites: SuiteIndex = field(default_factory=lambda: SuiteIndex({}))
     content: bool = True  # False: layer 1 alone
     show_mask: int = 0
+    limits: Mapping[str, float] = field(default_factory=dict)
 
 
 class _Stop(Exception):
@@ -94,6 +97,9 @@ class Inspection:
         self._bad: set[int] = set()
         self._sample = _Sample(plan.seed)
         self._large = array("Q")
+        self._keys = array("Q")
+        self._duplicates = 0
+        self._content = ContentChecks(plan.level) if plan.content and plan.level != "quick" else None
         self._detected = self._too_few_fit = False
 
     @property
@@ -159,6 +165,8 @@ class Inspection:
         else:
             self._encode_all(chosen)
         self._judge_labels()
+        if self._content is not None:
+            self._content.report(self.issues, self._plan.limits, self._duplicates)
 
     # -- layer 1 --------------------------------------------------------------------------------------------------
 
@@ -212,7 +220,7 @@ class Inspection:
     def _first_pass(self, spec: DatasetSpec | None) -> HeldOutDraw:
         plan = self._plan
         draw = HeldOutDraw(seed=plan.seed, share=plan.held_out, cap=plan.held_out_cap, already=plan.already_held_out)
-        layer = LayerOne(spec, self.columns, plan.suites) if spec is not None else None
+        layer = LayerOne(spec, self.columns, plan.suites, grams=plan.level != "quick") if spec is not None else None
         for batch in self._reader.batches():
             checked = layer.check(batch.values) if layer else [_UNREAD for _ in batch.values]
             numbers: list[int] = []
@@ -234,6 +242,7 @@ class Inspection:
         digests = [sha256(text).digest() for text in texts]
         draw.offer(numbers, digests)
         self._sample.offer(numbers, digests)
+        self._keys.extend(int.from_bytes(digest[:8], "little") for digest in digests)
         may_be_long = self._plan.max_length - _TEMPLATE_TOKENS
         self._large.extend(n for n, text in zip(numbers, texts, strict=True) if len(text) > may_be_long)
 
@@ -251,6 +260,7 @@ class Inspection:
             raise _Stop(RowProblem("empty", "the file holds no rows", fix="drop a file with at least one row"))
         if self._too_few_fit:
             raise self._late_refusal()
+        self._count_duplicates()
         self.rows_set_aside = len(self._bad)
         if len(self._bad) > self._plan.bad_rows_limit * self.rows:
             message = f"{len(self._bad)} of {self.rows} rows are bad, more than validation.bad_rows_limit"
@@ -259,6 +269,14 @@ class Inspection:
             check_claims(self._sidecar, sha256=self.sha256 or "", size_bytes=self.size_bytes, rows=self.rows)
         except SidecarError as error:
             raise _Stop(RowProblem(error.slug, error.message, None, error.field, error.fix)) from error
+
+    def _count_duplicates(self) -> None:
+        """Rows that stand in the file again; more than half of them is a mistake, whatever the settings say."""
+        total = len(self._keys)
+        self._duplicates = total - len(np.unique(np.frombuffer(self._keys, dtype=np.uint64))) if total else 0
+        if self._content is not None and total >= _MIN_DUPLICATE_ROWS and self._duplicates * 2 > total:
+            message = f"{self._duplicates} of {total} rows stand in the file before"
+            raise _Stop(RowProblem("duplicate_rows", message, fix="keep one of each; epochs repeat rows"))
 
     def _late_refusal(self) -> _Stop:
         """A spec that seemed to fit at first does not fit enough rows: word it with one that shows why."""
@@ -299,8 +317,10 @@ class Inspection:
                 digest = row_sha256(row)
                 if digest in chosen:
                     self._hold_out(number, digest, row)
-                else:
-                    todo.append((number, batch.lines[offset], row))
+                    continue
+                if self._content is not None:
+                    self._content.look(batch.lines[offset], row)
+                todo.append((number, batch.lines[offset], row))
             self._encode(todo, keep=True)
 
     def _training(self, value: Mapping[str, Any]) -> TrainingRow:

@@ -32,6 +32,7 @@ class LayerOne:
     spec: DatasetSpec
     columns: Mapping[str, str]
     suites: SuiteIndex
+    grams: bool = True
     parsed: int = 0
     misfits: int = 0
 
@@ -55,11 +56,14 @@ class LayerOne:
         problem = order_problem(trained, self.spec)
         if problem is not None:
             return problem
-        item = self.suites.hit(trained) if self.suites.by_prompt else None
+        item = self._suite_item(trained) if self.suites.by_prompt else None
         if item is not None:
             fix = "remove the row: what is judged with must not be trained"
             return RowProblem("contaminated", f"the question is item {item} of an evaluation suite", fix=fix)
         return trained
+
+    def _suite_item(self, row: TrainingRow) -> str | None:
+        return self.suites.hit(row) or (self.suites.overlap(row) if self.grams else None)
 
 
 def _all_valid(spec: DatasetSpec, rows: Sequence[object]) -> bool:

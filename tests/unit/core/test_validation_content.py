@@ -1,0 +1,129 @@
+"""What is odd about a file as a whole is a warning with its numbers, and a refusal where the operator set a limit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.validation import DATASET_SPECS, training_row
+from core.validation.layer_one import canonical_rows
+from core.validation.rows import canonical_json, prompt_sha256, row_sha256
+from gate_kit import Gates, chat, lines, save_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def gates(folder: Path, tokenizer: Path, level: str = "standard", **validation: Any) -> Gates:
+    return Gates(folder / "root", tokenizer, validation={"level": level, **validation}, trainer={"held_out": 0})
+
+
+def warnings(verdict: dict[str, Any]) -> dict[str, int]:
+    return {issue["code"]: issue["count"] for issue in verdict["issues"] if issue["severity"] == "warning"}
+
+
+def ask(question: str, answer: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def test_ordinary_rows_raise_no_warning(tmp_path: Path, tokenizer: Path) -> None:
+    _, verdict = gates(tmp_path, tokenizer, "deep").drop(
+        lines(
+            ask(f"what is {i} and its square {i * 7}", f"result {i * i} of case {chr(97 + i % 26)}{i}")
+            for i in range(60)
+        )
+    )
+    assert verdict["state"] == "queued"
+    assert set(warnings(verdict)) <= {"near_duplicate"}  # skill data is alike by nature
+
+
+def test_duplicates_are_counted_and_more_than_half_refuses(tmp_path: Path, tokenizer: Path) -> None:
+    farm = gates(tmp_path, tokenizer)
+    rows = [chat(i) for i in range(60)]
+    _, some = farm.drop(lines(rows + rows[:10]))
+    _, most = farm.drop(lines(rows[:20] * 3))
+    assert (some["state"], warnings(some)["duplicate_rows"]) == ("queued", 10)
+    assert (most["state"], most["code"]) == ("rejected", "duplicate_rows")
+    assert "40 of 60" in most["message"]
+
+
+def test_a_limit_of_the_operator_turns_a_warning_into_a_refusal(tmp_path: Path, tokenizer: Path) -> None:
+    rows = [ask(f"the answer is forty-two things {i}, say it", f"forty-two things {i}") for i in range(60)]
+    _, warned = gates(tmp_path / "a", tokenizer, "deep").drop(lines(rows))
+    assert (warned["state"], warnings(warned)["leak"]) == ("queued", 60)
+    _, refused = gates(tmp_path / "b", tokenizer, "deep", limits={"leak": 0.1}).drop(lines(rows))
+    assert (refused["state"], refused["code"]) == ("rejected", "leak")
+
+
+def test_a_leak_is_seen_through_numerals_spelt_in_words(tmp_path: Path, tokenizer: Path) -> None:
+    rows = [chat(i) for i in range(60)] + [ask("Seven apples and 3 pears. How many?", "7 apples and three pears")]
+    _, verdict = gates(tmp_path, tokenizer, "deep").drop(lines(rows))
+    assert warnings(verdict)["leak"] == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["mail me at jo.doe@example.org", "key sk-abcdefghijklmnopqrstuv", "AKIAIOSFODNN7EXAMPLE", "+49 170 123 4567"],
+)
+def test_private_data_is_hinted_at_without_being_shown(tmp_path: Path, tokenizer: Path, text: str) -> None:
+    _, verdict = gates(tmp_path, tokenizer, "deep").drop(lines([chat(1), chat(2, text)]))
+    assert warnings(verdict)["private_data"] == 1
+    assert text not in json.dumps(verdict)
+
+
+def test_near_duplicates_are_found_at_level_deep(tmp_path: Path, tokenizer: Path) -> None:
+    words = "the quick brown fox jumps over the lazy dog while the rain falls on all the old stone roofs of the town"
+    rows = [chat(i, f"number {i * 977} is a very different text about topic {i * 31}") for i in range(20)]
+    rows += [ask(words, f"{words} today"), ask(words, f"{words} tonight")]
+    assert warnings(gates(tmp_path, tokenizer, "deep").drop(lines(rows))[1])["near_duplicate"] >= 1
+
+
+def test_balance_scripts_protocols_and_odd_characters_are_warned_about(tmp_path: Path, tokenizer: Path) -> None:
+    farm = gates(tmp_path, tokenizer)
+    one = [ask(f"q {i}", "yes") for i in range(60)]
+    assert warnings(farm.drop(lines(one))[1])["one_class"] == 60
+    mixed = [ask(f"q {i}", f"\u043e\u0442\u0432\u0435\u0442 {i}" if i % 3 else f"answer {i}") for i in range(60)]
+    assert warnings(farm.drop(lines(mixed))[1])["script_mix"] == 20
+    system = {"role": "system", "content": "s"}
+    protocols = [chat(i) if i % 2 else {"messages": [system, *chat(i)["messages"]]} for i in range(60)]
+    assert warnings(farm.drop(lines(protocols))[1])["protocol_mix"] == 30
+    odd = [chat(1, "a\x1b[31mred"), chat(2, "ha" * 100), chat(3)]
+    found = warnings(farm.drop(lines(odd))[1])
+    assert (found["control_characters"], found["degenerate_answer"]) == (1, 1)
+
+
+def test_a_long_suite_question_is_recognised_in_other_words_around_it(tmp_path: Path, tokenizer: Path) -> None:
+    question = " ".join(f"word{i}" for i in range(40))
+    for level, code in (("standard", "contaminated"), ("quick", "ok")):
+        farm = gates(tmp_path / level, tokenizer, level)
+        suite = farm.workspace.own_suites_dir / "exam"
+        suite.mkdir(parents=True)
+        (suite / "items.jsonl").write_text(json.dumps({"id": "7", "prompt": question, "expected": "x"}))
+        row = ask(f"Please, kindly: {question.upper()}! Thank you.", "x")
+        assert farm.drop(lines([row]))[1]["code"] == code
+        assert farm.drop(lines([ask(question[:60], "x")]))[1]["code"] == "ok"
+
+
+def test_canonical_rows_equal_the_row_by_row_form_for_every_kind() -> None:
+    rows = [chat(i, 'tricky ,{"messages": and {"text": "x"}') for i in range(5)]
+    shaped = [training_row(row, DATASET_SPECS["chat_sft_v1"]) for row in rows]
+    assert canonical_rows(shaped) == [canonical_json(row) for row in shaped]
+    texts = [{"text": ',{"text":'}, {"text": ""}]
+    assert canonical_rows(texts) == [canonical_json(row) for row in texts]
+    assert row_sha256({"messages": [{"role": "a", "content": "b"}]}) == row_sha256(
+        {"messages": [{"content": "b", "role": "a"}]}
+    )
+
+
+def test_a_prompt_hash_ignores_system_turns_white_space_and_composition() -> None:
+    asked = {"role": "user", "content": "caf\u00e9  x"}
+    hashes = {
+        prompt_sha256({"messages": [asked]}),
+        prompt_sha256({"messages": [asked, {"role": "assistant", "content": "y"}]}),
+        prompt_sha256({"messages": [{"role": "system", "content": "s"}, asked]}),
+        prompt_sha256({"prompt": " cafe\u0301\nx"}),
+    }
+    assert len(hashes) == 1
