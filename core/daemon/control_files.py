@@ -71,6 +71,9 @@ class Control:
 
     def tick(self, now: float) -> None:
         """Act on what lies there now; tell what has become effective."""
+        if not os.path.isdir(self._context.workspace.control_dir):
+            self._settle()  # an inbox that is gone for a while is no `resume`
+            return
         found: dict[str, list[ControlFile]] = {}
         for name in self._listed():
             command = command_of(name) or ""

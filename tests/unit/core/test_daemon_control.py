@@ -85,6 +85,17 @@ def test_touching_pause_pauses_and_deleting_it_goes_on(rig: Rig, name: str) -> N
     assert (rig.ordered()["command"], rig.ordered()["paused"]) == ("run", False)
 
 
+def test_an_inbox_that_is_gone_for_a_while_does_not_lift_a_pause(rig: Rig) -> None:
+    rig.touch("pause")
+    rig.tick()
+    rig.workspace.inbox.rename(rig.workspace.root / "aside")
+    rig.tick()
+    assert rig.orders.paused
+    (rig.workspace.root / "aside").rename(rig.workspace.inbox)
+    rig.tick()
+    assert rig.orders.paused
+
+
 def test_resume_deletes_pause_and_itself(rig: Rig) -> None:
     rig.touch("pause")
     rig.tick()
