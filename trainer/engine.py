@@ -12,7 +12,7 @@ Errors   NonFiniteLossError before the weights change
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -176,10 +176,6 @@ class Engine:
                     fix="use the method and model the run began with, or another `run`",
                 )
             self.optimizer.state[parameter][moment] = tensor.to(self.device, copy=True)
-
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Trainable parameters by name (no copies)."""
-        yield from self.trainable.items()
 
 
 def random_state() -> dict[str, Tensor]:

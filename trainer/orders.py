@@ -11,8 +11,6 @@ from typing import Any  # JSON documents
 from core.paths import Workspace
 from core.status import read_status
 
-ONE_SHOTS = ("stop", "skip", "checkpoint", "rewind")
-
 
 @dataclass(frozen=True, slots=True)
 class Order:
@@ -65,7 +63,3 @@ class Orders:
 
     def acknowledge(self, order: Order) -> None:
         self._acknowledged = order.seq
-
-    @property
-    def acknowledged(self) -> int:
-        return self._acknowledged

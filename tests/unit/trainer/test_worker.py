@@ -86,6 +86,18 @@ def test_a_trainer_dropped_between_two_steps_is_made_good_bit_for_bit_by_the_nex
     assert len(broken.passes()) == 34
 
 
+def test_random_numbers_go_on_where_the_commit_left_them(make_farm: MakeFarm) -> None:
+    straight, broken = make_farm("straight"), make_farm("broken")
+    for farm in (straight, broken):
+        config = farm.workspace.root / "models" / "dropforge-tiny" / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "attention_dropout": 0.2}))
+        farm.drop(chats(10))
+    straight.train()
+    tick_until_step(broken.worker(), 4)
+    broken.train()
+    assert same(weights_of(straight.head()), weights_of(broken.head()))
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft reads what transformers renamed
 def test_a_lora_checkpoint_holds_only_the_adapter_and_loads_in_transformers(make_farm: MakeFarm) -> None:
     farm = make_farm(trainer={"method": "lora"})
