@@ -9,9 +9,8 @@ First pass: strict JSON, schema, order of turns, hashes, contamination, the held
 """
 
 import gc
-import heapq
 from array import array
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -31,10 +30,10 @@ from core.validation.labels import LabelAudit, TokenStats
 from core.validation.layer_one import LayerOne, canonical_rows
 from core.validation.result import MAX_EXPLAINED, Issues, ValidationResult
 from core.validation.rows import TrainingRow, rename_columns, row_sha256, shaped
+from core.validation.sample import AUDITED_ROWS, RowSample
 from core.validation.specs import DatasetSpec
 
 LEVELS = ("quick", "standard", "deep")
-AUDITED_ROWS = 512
 _UNREAD = RowProblem("spec_unknown", "no spec is known")
 _MIN_DUPLICATE_ROWS = 10
 _TEMPLATE_TOKENS = 64  # beyond these, a row has no more tokens than its canonical JSON has bytes
@@ -95,7 +94,7 @@ class Inspection:
         self.masks: list[dict[str, Any]] = []
         self._reader: RowReader = open_rows(path)
         self._bad: set[int] = set()
-        self._sample = _Sample(plan.seed)
+        self._sample = RowSample(plan.seed)
         self._large = array("Q")
         self._keys = array("Q")
         self._duplicates = 0
@@ -374,26 +373,3 @@ class Inspection:
             raise _Stop(RowProblem("too_long", "every row is over hyperparams.max_length", fix="shorten the rows"))
         if not self.issues.errors and self.stats.suspicion():
             self.issues.warn("mask_suspect")
-
-
-class _Sample:
-    """Draws AUDITED_ROWS rows by seed and content; equal files are audited alike."""
-
-    def __init__(self, seed: int) -> None:
-        self._seed = np.uint64(seed)
-        self._heap: list[tuple[int, int]] = []  # of negated keys
-
-    def offer(self, numbers: Sequence[int], digests: Sequence[bytes]) -> None:
-        keys = np.frombuffer(b"".join(digests), dtype=">u8")[1::4] ^ self._seed
-        full = len(self._heap) == AUDITED_ROWS
-        near = np.flatnonzero(keys < np.uint64(-self._heap[0][0])).tolist() if full else range(len(keys))
-        for index in near:
-            entry = (-int(keys[index]), numbers[index])
-            if len(self._heap) < AUDITED_ROWS:
-                heapq.heappush(self._heap, entry)
-            elif entry > self._heap[0]:
-                heapq.heapreplace(self._heap, entry)
-
-    @property
-    def numbers(self) -> set[int]:
-        return {number for _, number in self._heap}
