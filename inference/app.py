@@ -25,7 +25,14 @@ from inference.deploy import Deployer
 from inference.guard import FailureLimit, HostList, Keys, given_key
 from inference.metrics import ServerMetrics
 from inference.model_store import CHECKPOINT_ID
-from inference.protocol import GenerationRequest, RequestError, chat_request, completion_request, score_request
+from inference.protocol import (
+    GenerationRequest,
+    RequestError,
+    chat_request,
+    completion_request,
+    refuse_half_characters,
+    score_request,
+)
 from inference.reload_request import reload_request
 from inference.scheduler import Scheduler
 from inference.slot_table import SERVING_ALIAS, ModelNotLoadedError, SlotTable
@@ -313,10 +320,14 @@ def _body(asked: Request) -> object:
         raise RequestError("Content-Type must be application/json", code="unsupported_content_type")
     if asked.headers.get("Content-Encoding", "identity") != "identity":
         raise RequestError("compressed bodies are not accepted", code="unsupported_content_encoding")
+    data = asked.get_data(cache=False)
     try:
-        return parse_json(asked.get_data(cache=False), "body")
+        body: object = parse_json(data, "body")
     except JsonError as error:
         raise RequestError(f"the body cannot be read: {error.message}", code="invalid_json") from error
+    if b"\\u" in data:
+        refuse_half_characters(body)
+    return body
 
 
 def _gone_probe(asked: Request) -> Callable[[], bool]:

@@ -6,6 +6,7 @@ that would change
 the answer and is not supported is refused by name unless it has its neutral value.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -207,6 +208,21 @@ def _prompts(raw: Any) -> tuple[str | tuple[int, ...], ...]:  # checked by the s
     if isinstance(raw[0], int):
         return (tuple(raw),)
     return tuple(encodable(p, "prompt") if isinstance(p, str) else tuple(p) for p in raw)
+
+
+def refuse_half_characters(body: object) -> None:
+    """Refuse half a surrogate pair anywhere in a parsed body: no tokenizer, no log and no answer can hold it.
+
+    Raises:
+        RequestError: naming the top-level field when its name can be written.
+    """
+    parts = body.items() if isinstance(body, dict) else [("", body)]
+    for name, part in parts:
+        try:
+            json.dumps([name, part], ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            param = name.encode(errors="replace").decode()
+            raise RequestError(f"{param}: half a surrogate pair", param=param or None) from error
 
 
 def encodable(text: str, param: str) -> str:

@@ -88,6 +88,8 @@ RAW_BODIES: list[tuple[bytes, str]] = [
     (b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}', "application/json"),
     (b'{"messages": [], "messages": []}', "application/json"),
     (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "application/json"),
+    (b'{"\\udc00": 1}', "application/json"),
+    (b'["\\udc00"]', "application/json"),
     (json.dumps(CHAT).encode(), "text/plain"),
     (json.dumps(CHAT).encode(), "application/x-www-form-urlencoded"),
     (json.dumps(CHAT).encode(), "multipart/form-data"),
