@@ -16,7 +16,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from inference.engine.cache import Block, Shelf
 from inference.generation import TILE_TOKENS
 
-NAME = "dropforge_packed"
+NAME = "dropforge_serving"  # not the trainer's name: transformers keeps one registry a process
 
 
 @dataclass(slots=True)
