@@ -113,6 +113,11 @@ class ServerProcess:
             time.sleep(0.05)
         raise AssertionError(f"the server is not up: {self.log()}")
 
+    @property
+    def popen(self) -> "subprocess.Popen[bytes]":
+        assert self.process is not None, "not started"
+        return self.process
+
     def log(self) -> str:
         return (self.workspace.root / "server.log").read_text()
 
@@ -131,9 +136,8 @@ class ServerProcess:
         return subprocess.run(argv, env=self.env, capture_output=True, text=True, check=False, timeout=120)
 
     def stop(self) -> int:
-        assert self.process is not None
-        self.process.terminate()
-        return self.process.wait(60)
+        self.popen.terminate()
+        return self.popen.wait(60)
 
     def kill(self) -> None:
         if self.process is not None and self.process.poll() is None:

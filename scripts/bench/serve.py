@@ -1,4 +1,7 @@
-"""Serving speed through HTTP against transformers on the same model, interleaved: `python -m scripts.bench.serve`.
+"""Serving speed through HTTP against transformers on the same model, interleaved.
+
+    PYTHONPATH=tests python -m scripts.bench.serve [--rounds 3]
+
 
 Reads    nothing          Writes  a temporary root, removed at the end; results as JSON lines on stdout
 Units    tokens a second, milliseconds
@@ -25,10 +28,8 @@ from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, Generat
 
 from core.checkpoints import Catalogue
 from core.paths import Workspace
+from serving_rig import FIELDS, ServerProcess, place
 from trainer.models.tiny_tokenizer import write_tokenizer
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
-from serving_rig import FIELDS, ServerProcess, place  # the tests' builder of server processes
 
 VOCABULARY = 8192
 NEW_TOKENS = 64
