@@ -111,8 +111,11 @@ def test_only_new_rows_are_scored_again(farm):
     assert farm.scorers[first.id].rows_scored == 80 + twice
     assert farm.scorers[second.id].rows_scored == 80 + twice
     farm.loads.clear()
+    samples = farm.workspace.evaluation_dir("main", second.id) / "samples.jsonl"
+    written = samples.stat().st_ino
     farm.judge(second, first)
     assert farm.loads == []
+    assert samples.stat().st_ino == written
 
 
 def test_a_gain_smaller_than_the_checkpoints_own_noise_is_none(farm):

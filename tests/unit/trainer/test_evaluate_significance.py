@@ -74,6 +74,18 @@ def test_gains_without_spread_are_decided_by_their_sign(gains, p):
     assert student_p(np.array(gains)) == p
 
 
+def test_students_p_is_taken_where_the_bootstrap_is_too_sure():
+    gains = np.array([1.0, 1.0, 1.0, 1.0, 3.0])  # no resample of five gains is a loss
+    assert paired_gain(np.zeros(5), gains, np.ones(5)).p_value == student_p(gains) > 0.01
+
+
+def test_intervals_of_few_items_are_as_wide_as_their_variance_says():
+    gains = np.random.default_rng(9).normal(0, 1, 8)
+    low, high = paired_gain(np.zeros(8), gains, np.ones(8)).ci95
+    plain = gains[np.random.default_rng(1).integers(0, 8, (20_000, 8))].mean(axis=1)
+    assert (high - low) / np.diff(np.quantile(plain, (0.025, 0.975)))[0] == pytest.approx((8 / 7) ** 0.5, rel=0.02)
+
+
 def test_a_few_items_that_move_far_do_not_make_a_gain():
     gains = np.concatenate([np.full(2, 30.0), np.full(58, -0.02)])
     assert paired_gain(np.zeros(60), gains, np.ones(60)).p_value > 0.05
