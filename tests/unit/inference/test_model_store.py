@@ -246,3 +246,33 @@ def test_room_is_made_oldest_first_and_never_from_what_is_needed(sent: Sent) -> 
     assert sorted(sent.store.stored_ids()) == sorted([names[0], names[1], names[6], names[7]])
     assert len(deleted) == 5
     assert not (sent.store.folder / ".trash-old").exists()
+
+
+def send_base(sent: Sent, base_sha256: str) -> None:
+    shutil.copytree(sent.folder, sent.store.incoming(f"base-{base_sha256}"))
+
+
+def test_a_base_is_kept_under_its_sum_and_found_again(sent: Sent) -> None:
+    base_sha256 = json.loads((sent.folder / "MANIFEST.json").read_text())["base"]["sha256"]
+    with pytest.raises(DamagedTransferError, match="is not here"):
+        sent.store.take_in_base(base_sha256, sent.manifest_sha256)
+    send_base(sent, base_sha256)
+    stored = sent.store.take_in_base(base_sha256, sent.manifest_sha256)
+    assert stored.folder == sent.store.folder / "base" / base_sha256
+    assert sent.store.take_in_base(base_sha256, None).weights_sha256 == base_sha256
+    (stored.folder / "model.safetensors").write_bytes(b"rot")
+    with pytest.raises(DamagedTransferError):
+        sent.store.read_base(base_sha256)
+
+
+def test_another_base_than_the_adapters_is_refused(sent: Sent) -> None:
+    send_base(sent, "f" * 64)
+    with pytest.raises(RefusedCheckpointError, match="not the base of this adapter"):
+        sent.store.take_in_base("f" * 64, sent.manifest_sha256)
+
+
+@pytest.mark.parametrize("names", [("adapter_config.json",), ("adapter_config.json", "adapter_model.safetensors")])
+def test_half_an_adapter_or_one_inside_a_whole_model_is_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    sent = Sent(tmp_path, dict.fromkeys(names, b'{"base_model_name_or_path": "/etc"}'))
+    with pytest.raises(RefusedCheckpointError, match="adapter"):
+        sent.take_in()
