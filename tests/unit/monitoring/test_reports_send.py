@@ -73,7 +73,7 @@ def test_without_receivers_nothing_is_sent():
 
 
 class FakeApprise:
-    """What we use of apprise's interface; the real one leaves a thread behind, so it was tried by hand (docs/log.md)."""
+    """What we use of apprise's interface; the real one leaves a thread behind: docs/log.md."""
 
     sent: typing.ClassVar[list[tuple[str, str]]] = []
 
