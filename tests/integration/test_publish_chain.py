@@ -1,4 +1,4 @@
-"""From a committed checkpoint to an answer, through real rsync and a real server, and what happens when things break."""
+"""From a committed checkpoint to an answer, through real rsync and a real server, and what happens on faults."""
 
 import json
 import os

@@ -9,9 +9,9 @@ from typing import Any
 
 import openai
 import pytest
-from farm import Farm
 
 from curriculum.generators.binary import draw
+from farm import Farm
 
 pytestmark = pytest.mark.slow
 
