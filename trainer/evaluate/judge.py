@@ -175,6 +175,11 @@ def _for_the_trainer(values: Mapping[str, Any], after: Results) -> dict[str, Any
         "accuracy_percent": round(100 * values[first].exact_match, 2) if first else None,
         "validation_loss": live.value if live is not None else None,
         "recent_examples": _examples(after[first]) if first else [],
+        "eval_samples": [
+            {"answer_matches": item.score >= 1}
+            for item in (after[first].items if first else ())
+            if item.score is not None
+        ],
     }
 
 

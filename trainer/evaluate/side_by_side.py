@@ -1,7 +1,7 @@
 """`dropforge compare A B`: two checkpoints on the same items, with a winner or "no decision" (arrow: judge).
 
 Reads    checkpoints/<run>/, config/suites/      Writes  evaluations/<id>/samples.jsonl of both; no decision is recorded
-Units    values in each suite's metric; speed in items a second
+Units    values in each suite's metric; speed in seconds
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ from core.checkpoints import Checkpoint
 from core.errors import NotFoundError
 from core.paths import Workspace
 from core.settings import Settings
+from core.status import read_status
 from trainer.evaluate.bench import Bench, locate
 from trainer.evaluate.compare import flips, paired, summarise
 from trainer.evaluate.decide import MIN_ITEMS, Comparison
@@ -46,8 +47,23 @@ def side_by_side(
             gain, ci95 = difference.gain, list(difference.ci95)
             doc["suites"][suite.name] |= {"gain": gain, "gain_ci95": ci95, "p_value": difference.p_value}
     doc["winner"], doc["reason"] = winner(differences, doc["a"], doc["b"], level)
-    doc["speed"] = {one.id: bench.seconds.get(one.id) for one in pair}
+    finite = [checkpoint.id for checkpoint, results in zip(pair, scored, strict=True) if _finite(results)]
+    if len(finite) == 1:
+        doc["winner"], doc["reason"] = finite[0], "the other one has a loss that is not a finite number"
+    doc["speed"] = {side: _speed(workspace, checkpoint) for side, checkpoint in zip(SIDES, pair, strict=True)}
     return doc
+
+
+def _finite(results: Mapping[str, SuiteResult]) -> bool:
+    return all(result.finite for result in results.values())
+
+
+def _speed(workspace: Workspace, checkpoint: Checkpoint) -> dict[str, float | None]:
+    """Seconds a token as the inference server's gate measured it, and seconds of scoring; None where never measured."""
+    folder = workspace.evaluation_dir(str(checkpoint.manifest["run"]), checkpoint.id)
+    gate = (read_status(folder / "deploy.json") or {}).get("gate") or {}
+    scoring = (read_status(folder / "metrics.json") or {}).get("scoring_seconds") or {}
+    return {"served_token_s": gate.get("token_s"), "scoring_s": scoring.get(checkpoint.id)}
 
 
 def _checkpoint(workspace: Workspace, run: str, wanted: str) -> Checkpoint:
@@ -94,6 +110,9 @@ def render(doc: Mapping[str, Any]) -> str:
         gain = f"  gain {suite['gain']:+.4g}  p {suite['p_value']:.2g}" if "gain" in suite else ""
         changed = f"  ({suite['flips']['gained']} gained, {suite['flips']['lost']} lost)"
         lines.append(f"{name} [{suite['metric']}]  a {values[0]}  b {values[1]}{gain}{changed}")
+    for side in SIDES:
+        speed = {name: value for name, value in doc["speed"][side].items() if value is not None}
+        lines += [f"{side}: " + ", ".join(f"{name} {value:.3g}" for name, value in speed.items())] if speed else []
     return "\n".join([*lines, f"winner: {doc['winner'] or '-'} ({doc['reason']})"])
 
 

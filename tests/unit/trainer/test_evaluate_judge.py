@@ -11,7 +11,7 @@ from core.paths import schema_file
 from judge_farm import JOBS, FakeScorer, Farm
 from trainer.evaluate.judge import Judge
 from trainer.evaluate.leaderboard import Leaderboard
-from trainer.evaluate.side_by_side import side_by_side
+from trainer.evaluate.side_by_side import render, side_by_side
 
 
 @pytest.fixture
@@ -176,6 +176,7 @@ def test_an_added_suite_decides_in_place_of_incoming(farm):
     assert doc["comparisons"]["incoming"]["role"] == "report"
     assert doc["accuracy_percent"] == 100
     assert doc["flips"]["exam"]["gained"] == 40
+    assert doc["eval_samples"] == [{"answer_matches": True}] * 40
     assert doc["recent_examples"][0] == {
         "prompt": "exam 0",
         "golden_answer": "right",
@@ -323,7 +324,11 @@ def test_compare_names_the_better_one_whichever_side_it_stands_on(farm):
     for pair in ([farm.base.id, better.id], [better.id, farm.base.id]):
         doc = side_by_side(farm.workspace, farm.settings, judge, farm.bench(), pair, None)
         assert doc["winner"] == better.id
-    same = farm.commit(6, JOBS[0], 2.0)
+    assert render(doc).splitlines()[-1] == f"winner: {better.id} (significantly better on incoming)"
+    broken = farm.commit(7, JOBS[0], float("nan"))
+    doc = side_by_side(farm.workspace, farm.settings, judge, farm.bench(), [broken.id, better.id], None)
+    assert doc["winner"] == better.id
+    same = farm.commit(8, JOBS[0], 2.0)
     doc = side_by_side(farm.workspace, farm.settings, judge, farm.bench(), [better.id, same.id], None)
     assert doc["winner"] is None
     assert "no decision" in doc["reason"]
