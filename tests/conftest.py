@@ -1,5 +1,6 @@
 """Fixtures every test may use: a whole root in tmp_path, a frozen clock, waiting with a deadline."""
 
+import json
 import os
 import threading
 import time
@@ -62,12 +63,28 @@ def wait_until() -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder of real data beside the checkout (`$SHARED_DATA_DIR`, else ../shared/data)."""
+def shared_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real data beside the checkout (`$SHARED_DATA_DIR`, else ../shared/data): gsm8k/train.jsonl {question, answer}.
+
+    Who has none gets rows of the same shape, made up; CI must have the real ones.
+    """
     named = os.environ.get("SHARED_DATA_DIR")
     folder = Path(named) if named else REPOSITORY.parent / "shared" / "data"
-    assert folder.is_dir(), f"no real data at {folder}: set SHARED_DATA_DIR to the folder that holds gsm8k/"
-    return folder
+    if (folder / "gsm8k" / "train.jsonl").is_file():
+        return folder
+    assert not (named or os.environ.get("CI")), f"no gsm8k/train.jsonl in {folder}"
+    made_up = tmp_path_factory.mktemp("data")
+    (made_up / "gsm8k").mkdir()
+    (made_up / "gsm8k" / "train.jsonl").write_text("".join(_word_problem(n) for n in range(400)))
+    return made_up
+
+
+def _word_problem(number: int) -> str:
+    apples, days = 3 + number % 17, 2 + number % 11
+    question = f"Ann picks {apples} apples a day for {days} days and gives {number} of her plums away. How many apples?"
+    all_of_them = apples * days
+    answer = f"She picks {apples} * {days} = <<{apples}*{days}={all_of_them}>>{all_of_them} apples.\n#### {all_of_them}"
+    return json.dumps({"question": question, "answer": answer}) + "\n"
 
 
 @pytest.fixture(autouse=True)
