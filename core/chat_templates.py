@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
+from core.byte_lengths import ByteLengths, token_at
 from core.chatml import TurnMarks, chatml_template, render_chatml
 from core.errors import ModelError
 from core.jinja_sandbox import ChatTemplate, Message, TemplateRefusedError
@@ -72,6 +73,7 @@ class ChatEncoder:
         self._tokenizer = files.tokenizer
         self._special: SpecialTokens = files.special
         self._eos_extra = files.eos_ids
+        self._bytes = ByteLengths.of(files.tokenizer)
         self.template_source, self.replaced_reason = "own", None
         self.template, compiled = self._choose_template(files.template, configured)
         self._compiled = compiled
@@ -203,15 +205,32 @@ class ChatEncoder:
     def encode_rows(self, rows: Sequence[TrainingRow]) -> list[Encoded]:
         """Encode many rows at once, on all cores. Raises TemplateRefusedError for the first bad one."""
         rendered = [self._render_row(row) for row in rows]
-        texts = [one.text for one in rendered if one is not None]
-        encodings = iter(self._tokenizer.encode_batch(texts, add_special_tokens=False))
+        plain = [one.text for one in rendered if one is not None and not one.quoted]
+        # without offsets where the bytes of the tokens tell them: a fifth faster
+        encode = self._tokenizer.encode_batch if self._bytes is None else self._tokenizer.encode_batch_fast
+        encodings = iter(encode(plain, add_special_tokens=False))
         done: list[Encoded] = []
         for row, one in zip(rows, rendered, strict=True):
             if one is None:
                 done.append(self._encode_text(row["text"]))
+            elif one.quoted:
+                done.append(self._label(one, self._tokenizer.encode(one.text, add_special_tokens=False)))
             else:
-                done.append(self._label(one, next(encodings)))
+                done.append(self._label_fast(one, next(encodings)))
         return done
+
+    def _label_fast(self, rendered: _Rendered, encoding: Encoding) -> Encoded:
+        if self._bytes is None:
+            return self._label(rendered, encoding)
+        ids = np.array(encoding.ids, dtype=np.int32)
+        ends = self._bytes.ends(rendered.text, ids)
+        if ends is None:
+            return self._label(rendered, self._tokenizer.encode(rendered.text, add_special_tokens=False))
+        mask = np.zeros(len(ids), dtype=np.bool_)
+        for start, end in rendered.spans:
+            if start < end:
+                mask[token_at(rendered.text, ends, start) : token_at(rendered.text, ends, end - 1) + 1] = True
+        return Encoded(ids, mask)
 
     def _render_row(self, row: TrainingRow) -> _Rendered | None:
         messages = row.get("messages")

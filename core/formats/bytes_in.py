@@ -43,15 +43,17 @@ _MAGIC = {
 }
 
 
-def file_chunks(path: Path, notes: Notes) -> Iterator[bytes]:
-    """Read a file front to back; its SHA-256 and size stand in `notes` afterwards. Raises OSError."""
+def file_chunks(path: Path, notes: Notes | None = None) -> Iterator[bytes]:
+    """Read a file front to back; its SHA-256 and size stand in `notes`, if given, afterwards. Raises OSError."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-            notes.size_bytes += len(chunk)
+            if notes is not None:
+                digest.update(chunk)
+                notes.size_bytes += len(chunk)
             yield chunk
-    notes.sha256 = digest.hexdigest()
+    if notes is not None:
+        notes.sha256 = digest.hexdigest()
 
 
 def check_magic(path: Path, expected: str | None) -> None:

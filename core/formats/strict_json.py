@@ -25,7 +25,7 @@ _LONG_DIGITS = b"0" * 19
 _STRIDE = 9
 _BACKSLASH, _U = ord("\\"), ord("u")
 _COLON, _QUOTE, _BRACE, _LINE_FEED, _ZERO = ord(":"), ord('"'), ord("{"), ord("\n"), ord("0")
-_SPACES = np.frombuffer(b" \t\r", dtype=np.uint8)
+_SPACE, _TAB, _RETURN = b" \t\r"
 _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
 
 
@@ -72,15 +72,16 @@ def _harmless(text: bytes, values: list[Any]) -> bool:
     chars = np.frombuffer(text, dtype=np.uint8)
     colons = np.flatnonzero(chars == _COLON)
     before = chars[colons - 1]
-    if np.isin(before, _SPACES).any() and _KEY_GAP.search(text):
+    if ((before == _SPACE) | (before == _TAB) | (before == _RETURN)).any() and _KEY_GAP.search(text):
         return False
     escapes = np.flatnonzero(chars == _BACKSLASH)
     if (chars[escapes + 1] == _U).any() and any(escape in text for escape in _ODD_ESCAPES):
         return False
     opens = np.flatnonzero((chars | 32) == _BRACE)  # [ and { differ in this bit
-    ends = np.append(np.flatnonzero(chars == _LINE_FEED), len(chars))
-    if np.diff(np.searchsorted(opens, ends), prepend=0).max() > MAX_DEPTH:
-        return False
+    if len(opens) > MAX_DEPTH:
+        starts = np.searchsorted(opens, np.flatnonzero(chars == _LINE_FEED))
+        if np.diff(np.concatenate(([0], starts, [len(opens)]))).max() > MAX_DEPTH:
+            return False
     digits = (chars[::_STRIDE] - _ZERO) < 10  # a run of 19 covers two neighbours of every ninth byte
     if (digits[1:] & digits[:-1]).any() and _LONG_DIGITS in text.translate(_DIGITS_ONLY):
         return False

@@ -6,6 +6,7 @@ Effects  nothing is kept unless `keep` is called; held-out and set-aside files a
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -53,10 +54,10 @@ class ClaimSinks:
         kept = value.text if isinstance(value, RowProblem) else value
         self._write("set_aside", {"row": row_number, "line": line, **reason, "value": kept})
 
-    def train(self, row_number: int, row_hash: bytes, encoded: Encoded) -> None:
+    def train(self, row_numbers: Sequence[int], row_hashes: Sequence[bytes], encoded: Sequence[Encoded]) -> None:
         if self._cache is None:
             self._cache = TokenCacheWriter(self._folder / TOKENS_FOLDER)
-        self._cache.add(encoded, row_number, row_hash)
+        self._cache.extend(encoded, row_numbers, row_hashes)
 
     def keep(self, fingerprint: str | None) -> None:
         """Put everything under its final name; the token cache only with the fingerprint it was made with."""

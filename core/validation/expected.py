@@ -16,7 +16,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from core.chat_templates import ChatEncoder
+from core.chat_templates import ChatEncoder, Encoded
 from core.errors import DataError
 from core.formats import RowProblem, open_rows
 from core.job_queue import SET_ASIDE_SUFFIX, Job
@@ -150,10 +150,12 @@ def build_token_cache(folder: Path, rows: JobRows, encoder: ChatEncoder, *, max_
 
 def _encode_into(writer: TokenCacheWriter, audit: LabelAudit, todo: list[tuple[int, bytes, TrainingRow]]) -> None:
     encoded_rows = audit.encode([row for _, _, row in todo])
-    for (number, digest, _), encoded in zip(todo, encoded_rows, strict=True):
+    good: list[Encoded] = []
+    for (number, _, _), encoded in zip(todo, encoded_rows, strict=True):
         if isinstance(encoded, RowProblem):
             raise DataError(encoded.message, where=f"row {number + 1}", fix=encoded.fix or "")
-        writer.add(encoded, number, digest)
+        good.append(encoded)
+    writer.extend(good, [number for number, _, _ in todo], [digest for _, digest, _ in todo])
 
 
 def token_cache_of(job: Job, settings: Settings, workspace: Workspace, encoder: ChatEncoder) -> TokenCache:

@@ -10,7 +10,7 @@ First pass: strict JSON, schema, order of turns, hashes, contamination, the held
 
 import gc
 from array import array
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -39,11 +39,14 @@ _MIN_DUPLICATE_ROWS = 10
 _TEMPLATE_TOKENS = 64  # beyond these, a row has no more tokens than its canonical JSON has bytes
 
 
+Todo = tuple[int, int, bytes, TrainingRow]  # row number, line, SHA-256, row
+
+
 class Sinks(Protocol):
     """Where an accepted file's rows go."""
 
     def held_out(self, row_number: int, row_hash: bytes, row: TrainingRow) -> None: ...
-    def train(self, row_number: int, row_hash: bytes, encoded: Encoded) -> None: ...
+    def train(self, row_numbers: Sequence[int], row_hashes: Sequence[bytes], encoded: Sequence[Encoded]) -> None: ...
     def set_aside(self, row_number: int, line: int, problem: RowProblem, value: object) -> None: ...
 
 
@@ -291,7 +294,7 @@ class Inspection:
         """Encode the sample, and every row whose size allows it to be over max_length."""
         held = {number: digest for digest, numbers in chosen.items() for number in numbers}
         wanted = (self._sample.numbers | set(self._large)) - held.keys()
-        todo: list[tuple[int, int, TrainingRow]] = []
+        todo: list[Todo] = []
         for number, line, value in self._reader.some(wanted | held.keys()):
             if isinstance(value, RowProblem):
                 continue
@@ -299,7 +302,7 @@ class Inspection:
             if number in held:
                 self._hold_out(number, held[number], row)
                 continue
-            todo.append((number, line, row))
+            todo.append((number, line, b"", row))
             if len(todo) >= AUDITED_ROWS:
                 self._encode(todo, keep=False)
                 todo = []
@@ -307,7 +310,7 @@ class Inspection:
 
     def _encode_all(self, chosen: Mapping[bytes, list[int]]) -> None:
         for batch in self._reader.batches():
-            todo: list[tuple[int, int, TrainingRow]] = []
+            todo: list[Todo] = []
             for offset, value in enumerate(batch.values):
                 number = batch.first + offset
                 if isinstance(value, RowProblem) or number in self._bad:
@@ -319,7 +322,7 @@ class Inspection:
                     continue
                 if self._content is not None:
                     self._content.look(batch.lines[offset], row)
-                todo.append((number, batch.lines[offset], row))
+                todo.append((number, batch.lines[offset], digest, row))
             self._encode(todo, keep=True)
 
     def _training(self, value: Mapping[str, Any]) -> TrainingRow:
@@ -330,22 +333,28 @@ class Inspection:
         if self._sinks is not None:
             self._sinks.held_out(number, digest, row)
 
-    def _encode(self, todo: list[tuple[int, int, TrainingRow]], *, keep: bool) -> None:
+    def _encode(self, todo: list[Todo], *, keep: bool) -> None:
         if self._plan.encoder is None or not todo:
             return
         audit = self._audit()
-        quoting = [line for _, line, row in todo if self._plan.encoder.quotes_special(row)]
+        quoting = [line for _, line, _, row in todo if self._plan.encoder.quotes_special(row)]
         if quoting:
             self.issues.warn("special_tokens_in_text", len(quoting), quoting)
-        for (number, line, row), encoded in zip(todo, audit.encode([row for _, _, row in todo]), strict=True):
+        kept: list[Encoded] = []
+        numbers: list[int] = []
+        digests: list[bytes] = []
+        for (number, line, digest, row), encoded in zip(todo, audit.encode([row for *_, row in todo]), strict=True):
             if isinstance(encoded, RowProblem):
                 self._unfit(number, line, row, encoded)
                 continue
+            kept.append(encoded)
+            numbers.append(number)
+            digests.append(digest)
             if len(self.masks) < self._plan.show_mask:
                 pieces = [{"text": text, "trained": trained} for text, trained in self._plan.encoder.pieces(encoded)]
                 self.masks.append({"line": line, "pieces": pieces})
-            if keep and self._sinks is not None:
-                self._sinks.train(number, row_sha256(row), encoded)
+        if keep and self._sinks is not None:
+            self._sinks.train(numbers, digests, kept)
 
     def _audit(self) -> LabelAudit:
         plan = self._plan

@@ -9,7 +9,7 @@ Effects  no fsync: a damaged or missing cache is built again from the data file
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO  # JSON values
 
@@ -108,7 +108,7 @@ class _GrowingArray:
 
 
 class TokenCacheWriter:
-    """Writes a cache row by row; nothing exists under the final name before `finish`."""
+    """Writes a cache some rows at a time; nothing exists under the final name before `finish`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -121,13 +121,22 @@ class TokenCacheWriter:
 
     def add(self, encoded: Encoded, row_number: int, row_hash: bytes) -> None:
         """Append one training row."""
-        self._tokens += len(encoded.ids)
-        self._trained += int(encoded.mask.sum())
-        self._arrays["ids"].append(encoded.ids)
-        self._arrays["mask"].append(encoded.mask)
-        self._arrays["offsets"].append(np.array([self._tokens]))
-        self._arrays["rows"].append(np.array([row_number]))
-        self._arrays["hashes"].append(np.array([row_hash[:16]], dtype=HASH_DTYPE))
+        self.extend([encoded], [row_number], [row_hash])
+
+    def extend(self, encoded: Sequence[Encoded], row_numbers: Sequence[int], row_hashes: Sequence[bytes]) -> None:
+        """Append training rows."""
+        if not encoded:
+            return
+        lengths = [len(row.ids) for row in encoded]
+        ends = self._tokens + np.cumsum(lengths, dtype=np.int64)
+        masks = np.concatenate([row.mask for row in encoded])
+        self._tokens = int(ends[-1])
+        self._trained += int(masks.sum())
+        self._arrays["ids"].append(np.concatenate([row.ids for row in encoded]))
+        self._arrays["mask"].append(masks)
+        self._arrays["offsets"].append(ends)
+        self._arrays["rows"].append(np.array(row_numbers))
+        self._arrays["hashes"].append(np.array([digest[:16] for digest in row_hashes], dtype=HASH_DTYPE))
 
     def finish(self, fingerprint: str, **facts: object) -> None:
         """Complete the cache under its final name, replacing an older one."""

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -275,3 +277,24 @@ def test_a_damaged_side_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps([1]))
     with pytest.raises(ModelError, match="tokenizer_config.json"):
         ChatEncoder.from_folder(tmp_path)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60), st.text(max_size=60, min_size=1))
+def test_the_fast_path_without_offsets_gives_what_offsets_give(pair: list[ChatEncoder], ask: str, say: str) -> None:
+    fast, slow = pair
+    say = say.encode("utf-8", "ignore").decode() or "x"
+    row = {"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": say}]}
+    one, other = fast.encode_row(row), slow.encode_row(row)
+    assert one.ids.tolist() == other.ids.tolist()
+    assert one.mask.tolist() == other.mask.tolist()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> list[ChatEncoder]:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save(folder, LLAMA_MARKED)
+    fast, slow = ChatEncoder.from_folder(folder), ChatEncoder.from_folder(folder)
+    assert fast._bytes is not None
+    slow._bytes = None
+    return [fast, slow]
