@@ -18,7 +18,7 @@ from rich.tree import Tree
 from core.paths import display_name
 
 _SHOWN_CHARS = 44
-_SHOWN_ENTRIES = 12
+_SHOWN_ENTRIES = 16
 _TRAINING_LINES = 8  # progress lines where there is no terminal to draw a bar on
 _VERDICT_KEYS = (
     "file", "state", "code", "message", "line", "field", "fix", "rows", "rows_train", "rows_held_out", "training",
