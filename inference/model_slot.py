@@ -32,6 +32,8 @@ _LOSS_TOLERANCE_SHARE = 0.02
 _ABOVE_UNIFORM_NATS = 3.0  # an untrained model scores ln(vocabulary); far above it the weights are garbage
 _SLOWER_LIMIT = 10.0
 _MOST_CONTEXT_TOKENS = 32_768
+# Below it a second torch thread costs more at its barriers than it saves, and far more beside a busy trainer.
+_GAINS_FROM_THREADS_BYTES = 20_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +64,16 @@ class ModelSlot:
 
 
 class Loader:
-    """Builds slots; bases that live in some slot already are shared, never loaded twice."""
+    """Builds slots; bases that live in some slot already are shared, never loaded twice.
+
+    Side effects: torch keeps to one thread until a model is loaded that is large enough to gain from more.
+    """
 
     def __init__(self, device: str) -> None:
         """Args: device: "cpu", "cuda" or "cuda:N"."""
         self._device = torch.device(device)
+        self._threads = torch.get_num_threads()  # what OMP_NUM_THREADS or the machine offers
+        torch.set_num_threads(1)
         self._bases: WeakValueDictionary[str, PreTrainedModel] = WeakValueDictionary()
 
     def holds(self, base_sha256: str) -> bool:
@@ -99,6 +106,8 @@ class Loader:
         known = self._bases.get(sha256)
         if known is not None:
             return known
+        if sum(path.stat().st_size for path in folder.glob("*.safetensors")) >= _GAINS_FROM_THREADS_BYTES:
+            torch.set_num_threads(self._threads)
         network = yield from load_base(folder, self._device)
         self._bases[sha256] = network
         return network

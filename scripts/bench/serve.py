@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import http.client
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -188,11 +189,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Serving speed through HTTP against transformers, interleaved.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-batch-peer", action="store_true", help="leave transformers' generate_batch out")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch threads on both sides")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         workspace, checkpoint, body = build(Path(folder) / "root")
         server = ServerProcess(workspace, "inference.max_streams=32")
-        server.env.pop("OMP_NUM_THREADS")
+        server.env["OMP_NUM_THREADS"] = str(options.threads)
         server.start()
         stack.callback(server.kill)
         answer = server.post("/admin/reload", body)
