@@ -15,6 +15,7 @@ from core.daemon.catalogue_view import CatalogueView
 from core.daemon.children import Children
 from core.daemon.context import Context
 from core.daemon.control_files import Control
+from core.daemon.daily_report import DailyReport
 from core.daemon.deployment import DeploymentView
 from core.daemon.disk_guard import DiskGuard
 from core.daemon.file_watcher import FileWatcher
@@ -71,6 +72,7 @@ class Daemon:
 
     def __init__(self, parts: Parts, *, exit_when_idle: bool = False) -> None:
         self._parts = parts
+        self._daily_report = DailyReport(parts.context, parts.children)
         self._exit_when_idle = exit_when_idle
         self._stopping: str | None = None
         self._idle_since_s: float | None = None
@@ -94,6 +96,8 @@ class Daemon:
             self._turn("judge", lambda: p.judging.tick(now))
             self._turn("outcomes", lambda: p.outcomes.tick(now))
             self._turn("retention", lambda: p.snapshots.tick(now))
+        if self._stopping is None:
+            self._turn("report", lambda: self._daily_report.tick(now))
         self._turn("progress", p.progress.tick)
         self._turn("ledger", lambda: p.ledger.tick(now))
         self._turn("heartbeat", lambda: p.heartbeat.tick(now, self.facts()))
@@ -150,6 +154,7 @@ class Daemon:
         self._stopping = reason
         self._parts.context.events.emit("stopping", f"stopping: {reason}")
         self._parts.judging.stop(now)
+        self._daily_report.stop(now)
         if self._parts.trainer is not None:
             self._parts.trainer.ask_stop(now)
 
