@@ -4,13 +4,12 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from core.checkpoints import Catalogue, Checkpoint
-from core.daemon.background_worker import Finished, WorkerDiedError
+from core.daemon.background_worker import Checked, Finished, GateRequest, WorkerDiedError
 from core.daemon.claims import ClaimDesk
 from core.daemon.config_watch import ConfigWatch
 from core.daemon.context import Context
@@ -21,17 +20,11 @@ from core.daemon.supervisor import ChildSpec
 from core.daemon.wakeup import Wakeup
 from core.job_queue import SIDECAR_SUFFIX, Job, JobQueue, data_file_in, new_verdict
 from core.paths import WAITING_LANES, Workspace
-from core.settings import Settings
 
 
-@dataclass
-class FakeOutcome:
-    verdict: dict[str, Any]
-    lane: str
-
-
-def fake_gate(folder: Path, root: Path, job_id: str, lane: str, settings: Settings) -> FakeOutcome:
+def fake_gate(request: GateRequest) -> Checked:
     """A gate that reads its answer in the file: `bad` is refused, `nospec` needs a sidecar, `held` holds a row out."""
+    folder, job_id, lane = request.folder, request.job_id, request.lane
     data = data_file_in(folder)
     content = data.read_bytes()
     verdict = new_verdict(
@@ -52,7 +45,7 @@ def fake_gate(folder: Path, root: Path, job_id: str, lane: str, settings: Settin
         verdict |= {"state": "rejected", "code": "bad_json", "message": "not JSON", "line": 1}
     elif b"held" in content:
         (folder / ".held_out.jsonl").write_bytes(content)
-    return FakeOutcome(verdict, lane)
+    return Checked(verdict, lane)
 
 
 class InlineWorker:
@@ -75,7 +68,7 @@ class InlineWorker:
         self._finished += [Finished(key, None, WorkerDiedError("killed")) for key in self._hanging]
         self._hanging = []
 
-    def submit(self, key: str, task: Callable[..., Any], *arguments: object) -> None:
+    def submit(self, key: str, request: GateRequest) -> None:
         self.calls.append(key)
         if self.hangs:
             self._hanging.append(key)
@@ -85,7 +78,7 @@ class InlineWorker:
         elif self.raises:
             self._finished.append(Finished(key, None, self.raises.pop(0)))
         else:
-            self._finished.append(Finished(key, task(*arguments), None))
+            self._finished.append(Finished(key, fake_gate(request), None))
 
     def collect(self) -> list[Finished]:
         finished, self._finished = self._finished, []
@@ -144,7 +137,7 @@ class IntakeRig:
     def restart(self) -> None:
         """A new daemon on the same folders."""
         desk = ClaimDesk(self.workspace, self.context.queue)
-        gating = Gating(fake_gate, self.workspace.root, self.worker)  # type: ignore[arg-type]
+        gating = Gating(self.workspace.root, self.worker)  # type: ignore[arg-type]
         self.intake = Intake(self.context, desk, gating, (".jsonl",), self.clock)
 
     def drop(self, name: str, content: str = '{"row": 1}\n', folder: str = "") -> Path:

@@ -22,8 +22,7 @@ from core.daemon.deployment import DeploymentPoller, DeploymentView
 from core.daemon.disk_guard import DiskGuard
 from core.daemon.events import EventLog
 from core.daemon.file_watcher import FileWatcher
-from core.daemon.gate_call import check_claim
-from core.daemon.gating import Gate, Gating
+from core.daemon.gating import Gating
 from core.daemon.heartbeat import Heartbeat
 from core.daemon.inbox_guard import InboxGuard, check_same_filesystem
 from core.daemon.intake import Intake
@@ -99,8 +98,8 @@ def _prepare(context: Context) -> None:
     name_unbuilt(context)
 
 
-def _run(context: Context, options: argparse.Namespace, lock_fd: int, gate: Gate = check_claim) -> int:
-    parts, worker, poller = build(context, options, lock_fd, gate)
+def _run(context: Context, options: argparse.Namespace, lock_fd: int) -> int:
+    parts, worker, poller = build(context, options, lock_fd)
     parts.signals.install(context.wakeup)
     parts.control.start_clean()
     parts.snapshots.start_clean()
@@ -119,7 +118,7 @@ def _run(context: Context, options: argparse.Namespace, lock_fd: int, gate: Gate
 
 
 def build(
-    context: Context, options: argparse.Namespace, lock_fd: int | None, gate: Gate
+    context: Context, options: argparse.Namespace, lock_fd: int | None
 ) -> tuple[Parts, BackgroundWorker, DeploymentPoller]:
     """Every object of the daemon, made once and joined by hand."""
     workspace, wake = context.workspace, context.wakeup.set
@@ -132,7 +131,7 @@ def build(
     deployment = DeploymentView(context, poller)
     children = Children(workspace, context.config.overrides, Supervisor())
     desk = ClaimDesk(workspace, context.queue)
-    intake = Intake(context, desk, Gating(gate, workspace.root, worker), SUFFIXES, time.monotonic)
+    intake = Intake(context, desk, Gating(workspace.root, worker), SUFFIXES, time.monotonic)
     judging = Judging(context, children, view, deployment, orders, grace_s=options.server_grace_s)
     requests = RequestActions(context, orders, intake, judging)
     watched = (workspace.inbox, workspace.inbox / "high", workspace.inbox / "low", workspace.control_dir)

@@ -8,12 +8,11 @@ Effects  one worker process; a file on which it dies twice is refused
 import errno
 import logging
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol  # a verdict is JSON
+from typing import Any  # a verdict is JSON
 
-from core.daemon.background_worker import BackgroundWorker, Finished, WorkerDiedError
+from core.daemon.background_worker import BackgroundWorker, Finished, GateRequest, WorkerDiedError
 from core.daemon.claims import Claim
 from core.errors import DropforgeError, ResourceError
 from core.job_queue import new_verdict
@@ -39,19 +38,6 @@ _OF_THE_MACHINE = {
 }
 
 
-class Outcome(Protocol):
-    """What a gate answers: a complete verdict and the lane (`high`, `normal` or `low`)."""
-
-    @property
-    def verdict(self) -> dict[str, Any]: ...
-    @property
-    def lane(self) -> str: ...
-
-
-# (claim folder, root, job id, lane of the folder, settings) -> Outcome; picklable, runs in the worker process.
-Gate = Callable[[Path, Path, str, str, Settings], Outcome]
-
-
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A gate's answer, or the reason why it is asked again later."""
@@ -64,8 +50,7 @@ class Answer:
 class Gating:
     """Claims on their way through the worker."""
 
-    def __init__(self, gate: Gate, root: Path, worker: BackgroundWorker) -> None:
-        self._gate = gate
+    def __init__(self, root: Path, worker: BackgroundWorker) -> None:
         self._root = root
         self._worker = worker
         self._waiting: dict[str, Claim] = {}
@@ -104,7 +89,7 @@ class Gating:
             if len(self._worker) >= _IN_FLIGHT:
                 break
             if self._not_before[job_id] <= now:
-                self._worker.submit(job_id, self._gate, claim.folder, self._root, job_id, claim.lane, settings)
+                self._worker.submit(job_id, GateRequest(claim.folder, self._root, job_id, claim.lane, settings))
                 self._in_work[job_id] = self._waiting.pop(job_id)
 
     def _watch_head(self, now: float) -> None:
@@ -128,7 +113,7 @@ class Gating:
             elif item.error is not None:
                 answer = self._after_error(claim, item.error, now, settings)
             else:
-                answer = Answer(claim, dict(item.result.verdict), item.result.lane)
+                answer = Answer(claim, dict(item.result.verdict), item.result.lane) if item.result else None
             if answer is not None:
                 self._forget(claim.job_id)
                 answers.append(answer)

@@ -121,17 +121,27 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
+def guarded(argv: Sequence[str]) -> list[str]:
+    """The argv that asks for the parent-death signal and then runs `argv`. Raises FileNotFoundError."""
+    program = shutil.which(argv[0])
+    if program is None:
+        raise FileNotFoundError(errno.ENOENT, "no such program", argv[0])
+    return [sys.executable, "-I", "-S", "-c", _ASK_THEN_EXEC, str(os.getpid()), program, *argv[1:]]
+
+
+def guarded_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Our environment, what a child gets on top, and our pid for pid_manager.die_with_parent."""
+    return os.environ | dict(more or {}) | {PARENT_VARIABLE: str(os.getpid())}
+
+
 def spawn(spec: ChildSpec) -> Process:
     """Start a child in our process group, its input closed, killed by the kernel when we end. Raises OSError."""
-    program = shutil.which(spec.argv[0])
-    if program is None:
-        raise FileNotFoundError(errno.ENOENT, "no such program", spec.argv[0])
-    env = os.environ | dict(spec.env) | {PARENT_VARIABLE: str(os.getpid())}
+    argv = guarded(spec.argv)
     output = _open_output(spec.output)
     try:
         return subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _ASK_THEN_EXEC, str(os.getpid()), program, *spec.argv[1:]],
-            env=env,
+            argv,
+            env=guarded_environment(spec.env),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -14,7 +14,7 @@ from core.daemon.loop import Daemon
 from core.daemon.supervisor import Supervisor
 from core.paths import Workspace
 from core.status import write_status
-from daemon_rig import FakeSpawn, InlineWorker, commit, fake_gate, make_context
+from daemon_rig import FakeSpawn, InlineWorker, commit, make_context
 
 
 class Rig:
@@ -27,7 +27,7 @@ class Rig:
         monkeypatch.setattr(entry, "BackgroundWorker", lambda _wake: InlineWorker())
         monkeypatch.setattr(entry, "Supervisor", lambda: Supervisor(start=self.spawn))
         known = argparse.Namespace(intake_only=False, server_grace_s=0.0)
-        self.parts, _, self.poller = entry.build(self.context, known, None, fake_gate)  # type: ignore[arg-type]
+        self.parts, _, self.poller = entry.build(self.context, known, None)
         self.server: tuple[dict[str, Any] | None, str | None] = (None, "refused")
         self.poller.take = lambda: self.server  # type: ignore[method-assign]
         self.daemon = Daemon(self.parts, **options)
