@@ -54,8 +54,9 @@ def run(workspace: Workspace, overrides: Sequence[str], *, supervised: bool = Fa
         ConfigError: it cannot start.
     """
     settings = load_settings(workspace, overrides)
-    guard = build_guard(settings.monitor.host, os.environ)
-    sockets = open_sockets(settings.monitor.host, settings.monitor.ports)
+    host = settings.monitor.host
+    guard = build_guard(host, os.environ)
+    sockets = open_sockets(host, settings.monitor.ports)
     setup_logging(workspace, "monitor")
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
@@ -64,7 +65,7 @@ def run(workspace: Workspace, overrides: Sequence[str], *, supervised: bool = Fa
     streams = Streams(workspace, settings.run)
     app = create_app(build_aggregator(workspace, settings, probe), streams, guard)
     for port in (bound.getsockname()[1] for bound in sockets):
-        _log.info("the page is at http://%s:%d/", settings.monitor.host, port)
+        _log.info("the page is at http://%s:%d/", f"[{host}]" if ":" in host else host, port)
     try:
         serve(app, sockets, stopping, streams.end)
     finally:

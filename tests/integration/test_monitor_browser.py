@@ -1,6 +1,7 @@
 """The page in a real Chromium: it shows what the files say, runs nothing that came in a file, and stands still."""
 
 import re
+import sqlite3
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -226,6 +227,19 @@ def test_old_news_is_called_old(sample: SampleRoot, monitor: MonitorThread, page
     expect(page.locator("#flow [data-station=training]")).to_contain_text("interrupted")
     assert "8,421" not in page.locator("#now-facts").inner_text()
     expect(page).to_have_title("stale · Dropforge")
+
+
+def test_a_curve_whose_steps_were_taken_back_is_drawn_anew(
+    sample: SampleRoot, monitor: MonitorThread, page: Page
+) -> None:
+    opened(page, monitor)
+    newest = page.locator("#curve-rows tr").first.locator("th")
+    expect(newest).to_have_text("612")
+    ledger = sqlite3.connect(sample.ws.status_file("ledger.db"))
+    ledger.execute("DELETE FROM metrics WHERE step > 60")
+    ledger.commit()
+    ledger.close()
+    expect(newest).to_have_text("60")
 
 
 def test_a_monitor_that_ended_is_an_alarm(sample: SampleRoot, monitor: MonitorThread, page: Page) -> None:

@@ -12,13 +12,14 @@ export function board({ serving, candidates }) {
   keyed($("board-rows"), rows, (row) => row.id, build);
 }
 
-function build({ id, suites, decision, p_value: p, reason, serving }) {
+function build({ id, suites, decision, p_value: p, reason, serving, regressed }) {
   const results = Object.entries(suites ?? {}).map(([name, { metric, n, value, ci95 }]) =>
     h("li", {}, h("b", { text: name }), h("span", { class: "num", text: ` ${metric} ${number(value)}` }),
       h("span", { class: "dim num", text: ` ${ci95 ? `[${ci95.map((side) => number(side, 3)).join(", ")}]` : ""} n ${number(n)}` })));
   return h("tr", {},
     h("td", { class: "mono" }, checkpointLink(id), serving ? h("span", { class: "badge", data: { state: "served" }, text: "served" }) : null),
-    h("td", {}, h("span", { class: `badge mood-${decisionMood(decision)}`, text: String(decision).replace("_", " ") })),
+    h("td", {}, h("span", { class: `badge mood-${decisionMood(decision)}`, text: String(decision).replace("_", " ") }),
+      regressed ? h("span", { class: "badge mood-bad", text: "regressed" }) : null),
     h("td", {}, h("ul", { class: "suites" }, ...results)),
     h("td", { class: "num r", text: pValue(p) }),
     h("td", { class: "says", text: reason }));

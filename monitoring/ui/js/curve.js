@@ -1,5 +1,6 @@
 // The loss curve from the ledger: a uPlot chart when it is installed, a table always.
 import { $, emptyNote, h, keyed, setText, visible } from "./dom.js";
+import { refresh } from "./feed.js";
 import { loss, number } from "./format.js";
 
 const MAX_POINTS = 600;
@@ -22,8 +23,13 @@ export function curveAddress() {
 export function addPoints(news) {
   const whole = news.since === null;
   const takenBack = news.run !== run || (news.last_step ?? 0) < (points.at(-1)?.step ?? 0);
-  if (whole) { points = news.points; wholeAt = Date.now(); } else if (takenBack) points = []; else points.push(...news.points);
   run = news.run;
+  if (takenBack && !whole) { // the old curve stands until the whole new one is here
+    wholeAt = 0;
+    refresh("metrics");
+    return;
+  }
+  if (whole) { points = news.points; wholeAt = Date.now(); } else points.push(...news.points);
   draw();
 }
 

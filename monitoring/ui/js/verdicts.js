@@ -46,11 +46,7 @@ export function verdicts({ jobs, total, next }) {
   emptyNote($("verdicts-empty"), rows.length === 0, search || state ? "No verdict matches." : "No file has been dropped yet.");
   $("older").hidden = next === null || newest >= MOST;
   setText($("verdicts-count"), rows.length ? `${number(rows.length)} of ${plural(total, "job")}${newest >= MOST && next ? "; narrow the search to see others" : ""}` : "");
-  if (!search && !state) {
-    const fresh = total === 0;
-    $("start").hidden = !fresh;
-    document.body.classList.toggle("fresh", fresh);
-  }
+  if (!search && !state) $("start").hidden = total > 0;
 }
 
 function brief({ job_id, file, state: now, code, message, line, field, fix, checkpoint, served, effect, training, received_at, finished_at, rows, spec }) {
@@ -80,5 +76,6 @@ function fixLine({ fix }) {
 function effectLine({ effect, training }) {
   const parts = Object.entries(effect ?? {}).map(([suite, { before, after }]) => `${suite} ${number(before)} → ${number(after)}`);
   if (training?.seconds) parts.push(`${plural(training.rows_trained, "row pass", "row passes")} in ${duration(training.seconds)}`);
-  return parts.length ? h("span", { class: "effect num", text: parts.join(" · ") }) : null;
+  const worse = Object.values(effect ?? {}).some(({ delta, better }) => (better === "higher" ? delta < 0 : delta > 0));
+  return parts.length ? h("span", { class: worse ? "effect worse num" : "effect num", text: parts.join(" · ") }) : null;
 }
