@@ -19,10 +19,13 @@ def test_skip_undoes_the_active_job_and_the_next_one_trains_as_if_it_had_never_b
     worker = skipping.worker()
     tick_until_step(worker, 8)  # past a commit in the middle of the victim
     assert skipping.head().step == 7
-    seq = skipping.order("skip", job_id=victim.job_id)
+    seq = skipping.order("skip", job_id=victim.job_id, paused=True)
+    assert worker.tick() is Did.NOTHING
+    assert skipping.head().step == 4  # undone at once, not when the next job needs the weights
+    assert skipping.status()["ack"]["seq"] == seq
+    skipping.order("run")
     skipping.train(worker)
     assert skipping.queue.find(victim.job_id).verdict()["code"] == "skipped"
-    assert skipping.status()["ack"]["seq"] == seq
     assert same(weights_of(clean.head()), weights_of(skipping.head()))
     assert victim.job_id not in {job for job, _, _ in skipping.passes()}
 
