@@ -87,7 +87,10 @@ def test_the_daemon_never_imports_torch(repository: Path) -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_sigterm_ends_it_cleanly_and_says_so(running: Running) -> None:
+def test_sigterm_ends_it_cleanly_and_says_so_even_without_a_temporary_folder(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", "/nowhere/at/all")
     process = running.start("--intake-only")
     running.take("a.jsonl")
     process.send_signal(signal.SIGTERM)
