@@ -36,6 +36,7 @@ class CallerGoneError(InternalError):
     """Nobody reads the answer any more."""
 
     slug = "caller_gone"
+    http_status = 499  # nginx's number for it; nobody reads this answer, only the metrics
 
 
 class Answer:

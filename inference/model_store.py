@@ -88,13 +88,13 @@ class ModelStore:
         Raises:
             RefusedCheckpointError: unfit whatever the transfer did. DamagedTransferError: bytes differ; incoming is
             removed.
-            StorageError: nothing was sent, or the disk refuses.
+            StorageError: the disk refuses.
         """
         final, sent = self.folder / checkpoint_id, self.incoming(checkpoint_id)
         if not os.path.lexists(sent) and final.is_dir():
             return self._verify(final, checkpoint_id, manifest_sha256)
         if not os.path.lexists(sent):
-            raise StorageError(
+            raise DamagedTransferError(
                 "nothing was sent for this id", where=str(sent), fix="python -m inference.publish ID sends and reloads"
             )
         try:

@@ -143,7 +143,7 @@ def score_request(body: object) -> ScoreRequest:
     if (messages is None) == (text is None):
         raise RequestError("give either messages or text", param="messages")
     chat = _messages(messages) if messages is not None else None
-    ids = text if isinstance(text, str) or text is None else tuple(text)
+    ids = text if isinstance(text, str) or text is None else _ids(text)
     return ScoreRequest(_model(given), chat, ids, int(given.get("top", 0)))
 
 
@@ -205,9 +205,14 @@ def _messages(raw: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, str], ...]
 def _prompts(raw: Any) -> tuple[str | tuple[int, ...], ...]:  # checked by the schema: text, ids, or lists of either
     if isinstance(raw, str):
         return (encodable(raw, "prompt"),)
-    if isinstance(raw[0], int):
-        return (tuple(raw),)
-    return tuple(encodable(p, "prompt") if isinstance(p, str) else tuple(p) for p in raw)
+    if isinstance(raw[0], int | float):
+        return (_ids(raw),)
+    return tuple(encodable(p, "prompt") if isinstance(p, str) else _ids(p) for p in raw)
+
+
+def _ids(raw: Sequence[float]) -> tuple[int, ...]:
+    """Token ids; JSON Schema counts 3.0 among the integers, and so do we."""
+    return tuple(int(token) for token in raw)
 
 
 def refuse_half_characters(body: object) -> None:

@@ -144,12 +144,12 @@ def generate_batch(model: Qwen3ForCausalLM, prompts: Sequence[Sequence[int]]) ->
 
 def gaps_while_prompts_arrive(port: int, random: np.random.Generator) -> dict[str, float]:
     """Gaps between tokens of 4 streams while three 2,000-token prompts arrive one after the other."""
-    streams = [Client(port, random.integers(10, VOCABULARY, 30), 200) for _ in range(4)]
+    streams = [Client(port, random.integers(10, VOCABULARY, 30).tolist(), 200) for _ in range(4)]
     for stream in streams:
         stream.start()
     time.sleep(0.5)
     for _ in range(3):
-        long = Client(port, random.integers(10, VOCABULARY, 2000), 1)
+        long = Client(port, random.integers(10, VOCABULARY, 2000).tolist(), 1)
         long.start()
         long.join()
     for stream in streams:

@@ -13,7 +13,7 @@ import pytest
 
 from core.atomic import sha256_file
 from core.checkpoints import Catalogue
-from core.errors import GateFailedError, StorageError
+from core.errors import GateFailedError
 from core.paths import Workspace
 from inference.inspection import DamagedTransferError, RefusedCheckpointError
 from inference.model_store import ModelStore
@@ -107,7 +107,7 @@ def test_a_damaged_transfer_is_removed_so_that_the_next_one_begins_clean(sent: S
     with pytest.raises(DamagedTransferError, match=r"model\.safetensors"):
         sent.take_in()
     assert not sent.folder.exists()
-    with pytest.raises(StorageError, match="nothing was sent"):
+    with pytest.raises(DamagedTransferError, match="nothing was sent"):
         sent.take_in()
 
 

@@ -91,7 +91,13 @@ def test_neutral_values_and_nulls_are_accepted() -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "expected"),
-    [("a", ("a",)), (["a", "b"], ("a", "b")), ([1, 2], ((1, 2),)), ([[1], [2, 3]], ((1,), (2, 3)))],
+    [
+        ("a", ("a",)),
+        (["a", "b"], ("a", "b")),
+        ([1.0, 2], ((1, 2),)),
+        ([1, 2], ((1, 2),)),
+        ([[1], [2, 3]], ((1,), (2, 3))),
+    ],
 )
 def test_a_completion_takes_texts_and_token_ids(prompt: object, expected: tuple[object, ...]) -> None:
     assert completion_request({"prompt": prompt}).prompts == expected
@@ -120,7 +126,7 @@ def test_a_score_needs_exactly_one_of_text_and_messages() -> None:
     for body in ({}, {"text": "x", **CHAT}):
         with pytest.raises(RequestError):
             score_request(body)
-    assert score_request({"text": [1, 2], "top": 3}).text == (1, 2)
+    assert score_request({"text": [1, 2.0], "top": 3}).text == (1, 2)
 
 
 def test_the_support_table_has_a_line_for_every_field() -> None:
