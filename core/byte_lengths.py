@@ -20,6 +20,12 @@ class ByteLengths:
     def __init__(self, lengths: NDArray[np.int64], normalizes: bool) -> None:
         self._lengths = lengths
         self._normalizes = normalizes
+        self._longest = max(int(lengths.max()), 1)
+
+    def least_tokens(self, text: str) -> int:
+        """A text has at least so many tokens; known without encoding it (composition may shrink it four times)."""
+        shrinks = 4 if self._normalizes and not text.isascii() else 1
+        return len(text) // (self._longest * shrinks)
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "ByteLengths | None":

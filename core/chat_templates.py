@@ -219,6 +219,13 @@ class ChatEncoder:
                 done.append(self._label_fast(one, next(encodings)))
         return done
 
+    def least_tokens(self, row: TrainingRow) -> int:
+        """A row has at least so many tokens: tells a hopelessly long one without encoding it."""
+        if self._bytes is None:
+            return 0
+        texts = [row["text"]] if "text" in row else [message["content"] for message in row["messages"]]
+        return sum(self._bytes.least_tokens(text) for text in texts)
+
     def _label_fast(self, rendered: _Rendered, encoding: Encoding) -> Encoded:
         if self._bytes is None:
             return self._label(rendered, encoding)

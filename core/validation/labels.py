@@ -75,7 +75,14 @@ class LabelAudit:
 
     def encode(self, rows: Sequence[TrainingRow]) -> list[Encoded | RowProblem]:
         """Encode rows that will be trained; a RowProblem where one cannot be, with code "dropped" for a dropped one."""
-        return [self._judge(row, encoded) for row, encoded in zip(rows, self._encode(rows), strict=True)]
+        hopeless = {index: self._hopeless(row) for index, row in enumerate(rows)}
+        encoded = iter(self._encode([row for index, row in enumerate(rows) if hopeless[index] is None]))
+        return [hopeless[index] or self._judge(row, next(encoded)) for index, row in enumerate(rows)]
+
+    def _hopeless(self, row: TrainingRow) -> RowProblem | None:
+        """Refuse a row that is over the length whatever its tokens are: megabytes without a space take minutes."""
+        least = 0 if self._too_long == "truncate" else self._encoder.least_tokens(row)
+        return self._over_length(least) if least > self._max_length else None
 
     def _encode(self, rows: Sequence[TrainingRow]) -> Iterable[Encoded | RowProblem]:
         try:
@@ -106,7 +113,7 @@ class LabelAudit:
         code = "too_long" if self._too_long == "reject" else "dropped"
         return RowProblem(
             code,
-            f"the row has {tokens} tokens, more than hyperparams.max_length = {self._max_length}",
+            f"the row has {tokens} tokens or more, over hyperparams.max_length = {self._max_length}",
             None,
             None,
             "shorten it, raise hyperparams.max_length, or set validation.too_long to drop or truncate",

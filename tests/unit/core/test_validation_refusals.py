@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from core.chat_templates import ChatEncoder, Encoded
 from core.validation import TokenCache
 from core.validation.gate import encoder_for
 from gate_kit import Gates, chat, lines, save_tokenizer
@@ -136,6 +137,20 @@ def test_a_row_over_max_length_follows_the_policy(tmp_path: Path, tokenizer: Pat
         assert (outcomes["drop", level]["rows_dropped"], outcomes["drop", level]["rows_train"]) == (1, 2)
         assert outcomes["truncate", level]["tokens"]["truncated_rows"] == 1
         assert outcomes["truncate", level]["rows_train"] == 3
+
+
+def test_megabytes_in_one_row_are_refused_without_being_encoded(gates: Gates, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    encode = ChatEncoder.encode_rows
+
+    def spy(self: ChatEncoder, rows: list[dict[str, Any]]) -> list[Encoded]:
+        sizes.extend(len(json.dumps(row)) for row in rows)
+        return encode(self, rows)
+
+    monkeypatch.setattr(ChatEncoder, "encode_rows", spy)
+    _, verdict = gates.drop(lines([chat(1), chat(2, "x" * 1_000_000)]))
+    assert (verdict["code"], verdict["line"]) == ("too_long", 2)
+    assert max(sizes) < 1_000
 
 
 def test_a_file_whose_rows_are_all_too_long_is_refused_even_when_dropping(tmp_path: Path, tokenizer: Path) -> None:
