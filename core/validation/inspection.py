@@ -115,7 +115,7 @@ class Inspection:
         try:
             self._run()
         except _Stop as stop:
-            self.issues.error(stop.problem, stop.line)
+            self.issues.error(stop.problem, stop.line, foremost=stop.problem.code == "spec_unknown")
         except FormatError as error:
             self.sha256 = self.sha256 or sha256_file(self._path)
             self.issues.error(error.problem)

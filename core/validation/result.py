@@ -46,14 +46,14 @@ class Issues:
         self.errors = 0
         self.messages: list[str] = []
 
-    def error(self, problem: RowProblem, line: int | None = None) -> None:
-        """Add one error; a line of None is the whole file, which comes before any line."""
+    def error(self, problem: RowProblem, line: int | None = None, *, foremost: bool = False) -> None:
+        """Add one error; a line of None is the whole file, which comes before any line, as a foremost one does."""
         self.errors += 1
         self._count("error", problem.code, line)
         if len(self.messages) < MAX_EXPLAINED:
             where = f"line {line}: " if line else ""
             self.messages.append(f"{where}{problem.message}")
-        if self.first is None or (line or 0) < self.first[0]:
+        if foremost or self.first is None or (line or 0) < self.first[0]:
             self.first = (line or 0, problem)
 
     def warn(self, code: str, count: int = 1, lines: list[int] | None = None) -> None:

@@ -223,6 +223,12 @@ def test_exactly_ninety_percent_fit_is_enough_and_less_is_spec_unknown(gates: Ga
     assert "chat_sft_v1" in few["message"] and few["field"] == "$.messages"
 
 
+def test_rows_that_stop_fitting_late_in_the_file_make_it_spec_unknown_too(gates: Gates) -> None:
+    rows: list[Any] = [chat(i) for i in range(2_000)] + [{"messages": 1}] * 600
+    _, verdict = gates.drop(lines(rows))
+    assert (verdict["code"], verdict["line"], verdict["rows"]) == ("spec_unknown", 2_001, 2_600)
+
+
 def test_an_unknown_kind_of_row_names_the_nearest_spec_and_the_columns_that_would_mend_it(gates: Gates) -> None:
     _, verdict = gates.drop(lines([{"question": "q", "answer": "a"}] * 3))
     assert verdict["code"] == "spec_unknown"
