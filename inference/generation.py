@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 LogitsRow = NDArray[np.float32]
-TILE_TOKENS = 64  # prompts are read in multiples of this (their end apart), so that no bit depends on how they are cut
+TILE_TOKENS = 32  # prompts are read in multiples of this (their end apart), so that no bit depends on how they are cut
 
 
 @dataclass(frozen=True, slots=True)
