@@ -36,7 +36,7 @@ class Operation:
 
     level: int
     value: Callable[[int, int], int]
-    width: Callable[[int, int], int] = lambda a, b: 0  # 0: as many digits as the value needs
+    width: Callable[[int, int], int] = lambda a, b: 0  # 0 or less: as many digits as the value needs
     accepts: Callable[[int, int], bool] = lambda a, b: True
     shifts: bool = False
 
@@ -46,7 +46,7 @@ OPERATIONS = {
     "subtract": Operation(1, lambda a, b: a - b, accepts=lambda a, b: a >= b),
     "multiply": Operation(2, lambda a, b: a * b),
     "leftshift": Operation(4, lambda a, b: a << b, width=lambda a, b: _digits(a) + b, shifts=True),
-    "rightshift": Operation(4, lambda a, b: a >> b, width=lambda a, b: max(1, _digits(a) - b), shifts=True),
+    "rightshift": Operation(4, lambda a, b: a >> b, width=lambda a, b: _digits(a) - b, shifts=True),
 }
 
 
