@@ -50,13 +50,18 @@ class PlainLines(logging.Formatter):
 
 
 def setup_logging(workspace: Workspace, process: str, *, level: int = logging.INFO) -> None:
-    """Send this process's records to stderr and to status/logs/<process>.jsonl."""
-    workspace.logs_dir.mkdir(parents=True, exist_ok=True)
+    """Send this process's records to stderr and, where the disk lets it, to status/logs/<process>.jsonl."""
     logging.raiseExceptions = False  # a full disk must not stop training
+    to_stderr = logging.StreamHandler(sys.stderr)
+    to_stderr.setFormatter(PlainLines())
+    logging.basicConfig(level=level, handlers=[to_stderr], force=True)
+    try:
+        workspace.logs_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        logging.getLogger(__name__).error("no log file: %s: %s", workspace.logs_dir, error.strerror)
+        return
     to_file = logging.handlers.RotatingFileHandler(
         workspace.logs_dir / f"{process}.jsonl", maxBytes=_ROTATE_BYTES, backupCount=_KEEP, delay=True
     )
     to_file.setFormatter(JsonLines())
-    to_stderr = logging.StreamHandler(sys.stderr)
-    to_stderr.setFormatter(PlainLines())
-    logging.basicConfig(level=level, handlers=[to_file, to_stderr], force=True)
+    logging.getLogger().addHandler(to_file)

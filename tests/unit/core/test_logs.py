@@ -52,3 +52,15 @@ def test_a_log_that_cannot_be_written_stops_nothing(workspace: Workspace) -> Non
     setup_logging(workspace, "test")
     (workspace.logs_dir / "test.jsonl").mkdir()
     logging.getLogger("x").warning("still here")
+
+
+def test_a_folder_that_cannot_be_made_is_said_on_stderr_and_stops_nothing(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace.logs_dir.rmdir()
+    workspace.logs_dir.write_text("in the way")
+    setup_logging(workspace, "test")
+    logging.getLogger("x").warning("still here")
+    shown = capsys.readouterr().err
+    assert "no log file" in shown
+    assert "still here" in shown
