@@ -30,6 +30,7 @@ ADAPTERS = {
     "core/chat_templates.py": "tokenizers",
     "core/formats/": "pyarrow",
     "core/tokenizer_files.py": "tokenizers",
+    "core/byte_lengths.py": "tokenizers",
     "inference/model_slot.py": "torch transformers",
     "inference/engine/": "torch transformers",
     "monitoring/reports/": "numpy requests apprise",
@@ -38,7 +39,7 @@ CORE_LEVELS = (
     "errors paths",
     "atomic logs gpu",
     "settings hosts lineage control status job_queue checkpoints drop verdicts provenance model_card",
-    "services formats chat_templates chatml jinja_sandbox tokenizer_files memory_estimate",
+    "services formats chat_templates chatml jinja_sandbox tokenizer_files memory_estimate byte_lengths",
     "validation ledger lineage_tracker verification ledger_curve",
     "daemon commands cli",
 )

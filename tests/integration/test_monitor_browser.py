@@ -9,8 +9,9 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from core.paths import Workspace
+from hostile_root import hostile_root
 from monitor_process import MonitorThread
-from sample_root import SampleRoot, candidate, stamp, working_day
+from sample_root import SampleRoot, stamp, working_day
 
 CHROMIUM = "/usr/bin/chromium"
 expect.set_options(timeout=10_000)
@@ -93,40 +94,6 @@ def test_every_panel_shows_what_the_files_say(sample: SampleRoot, monitor: Monit
     expect(page.locator("#curve-rows tr").first.locator("th")).to_have_text("612")
     expect(page.locator("#chart canvas")).to_be_visible()
     expect(page).to_have_title("training · Dropforge")
-
-
-HOSTILE = "<img src=x onerror=\"window.hacked='yes'\"><script>window.hacked='yes'</script><svg/onload=window.hacked=1>"
-
-
-def hostile_root(workspace: Workspace) -> SampleRoot:
-    """Markup in every text that somebody else can choose."""
-    sample = SampleRoot(workspace)
-    base = sample.checkpoint(0)
-    verdict = sample.job(
-        "done",
-        f"{HOSTILE}\u202egpj.jsonl",
-        message=HOSTILE,
-        fix="javascript:alert(1)",
-        spec=HOSTILE,
-        code=HOSTILE,
-        issues=[
-            {"validator": HOSTILE, "version": "1", "severity": "error", "code": HOSTILE, "count": 1, "examples": [1]}
-        ],
-        effect={HOSTILE: {"before": 1.0, "after": 2.0, "delta": 1.0, "ci95": [0, 1]}},
-    )
-    sample.job("active", HOSTILE)
-    sample.job("normal", HOSTILE)
-    head = sample.checkpoint(5, [verdict])
-    sample.daemon("training", reason=HOSTILE, current_job="x", ignored=[{"file": HOSTILE, "reason": HOSTILE}])
-    example = {"prompt": HOSTILE, "golden_answer": HOSTILE, "model_answer": HOSTILE, "matches": False}
-    sample.training(current_file=HOSTILE, recent_examples=[example], total_steps=5, current_step=1)
-    sample.deployment(head.id, base.id)
-    suites = {HOSTILE: {"metric": HOSTILE, "n": 1, "value": 1.0, "ci95": None}}
-    sample.leaderboard(head.id, candidate(head, "keep", reason=HOSTILE, suites=suites))
-    generator = {"files": 1, "rows": 1, "passed": 0, "failed": 1, "fail_rate": 1.0, "top_errors": [HOSTILE]}
-    sample.status("data_lineage", {"generators": {HOSTILE: generator}, "validators": {}, "summary": {}})
-    sample.event(kind=HOSTILE, message=HOSTILE)
-    return sample
 
 
 def test_nothing_that_came_in_a_file_runs_or_becomes_an_element(
