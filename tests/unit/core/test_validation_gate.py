@@ -47,6 +47,17 @@ def test_a_good_file_is_queued_with_its_tokens_and_every_row_is_accounted_for(ga
     assert cache.ids(0).tolist() == first.ids.tolist() and cache.mask(0).tolist() == first.mask.tolist()
 
 
+def test_rows_of_every_block_of_a_larger_file_come_back_from_the_cache_as_they_are_encoded(gates: Gates) -> None:
+    rows = [chat(i, f"answer {i} " + "word " * (i % 40)) for i in range(1_500)]
+    folder, _ = gates.drop(lines(rows))
+    cache = TokenCache.open(folder / "tokens")
+    encoder = encoder_for(gates.workspace, gates.settings)
+    for index in (0, 700, len(cache) - 1):
+        expected = encoder.encode_row(rows[int(cache.row_numbers[index])])
+        assert cache.ids(index).tolist() == expected.ids.tolist()
+        assert cache.mask(index).tolist() == expected.mask.tolist()
+
+
 def test_the_outcome_crosses_a_process_border(gates: Gates) -> None:
     folder = gates.claim(lines([chat()]))
     context = GateContext(gates.workspace.root, folder.name, "low", gates.settings)
