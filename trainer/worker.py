@@ -152,9 +152,9 @@ class Worker:
         try:
             self._begin(job)
         except ChangedAfterClaimError as error:
-            self._end_badly(job, "held", error.slug, str(error), error.fix)
+            self._end_badly(job, "held", error.slug, _without_fix(error), error.fix)
         except DataError as error:
-            self._end_badly(job, "failed", error.slug, str(error), error.fix)
+            self._end_badly(job, "failed", error.slug, _without_fix(error), error.fix)
         return True
 
     def _begin(self, job: Job) -> None:
@@ -193,7 +193,7 @@ class Worker:
             self._halve(training, error)
             return
         except NonFiniteLossError as error:
-            self._end_badly(training.job, "failed", error.slug, str(error), error.fix)
+            self._end_badly(training.job, "failed", error.slug, _without_fix(error), error.fix)
             return
         every = training.settings.trainer.checkpoint_every_steps
         if training.finished:
@@ -301,6 +301,11 @@ class Worker:
             if job.lane in ("done", "active"):
                 job.write_verdict(job.verdict() | untrained | told)
                 self._queue.move(job, lane)
+
+
+def _without_fix(error: DropforgeError) -> str:
+    """Where and what, for a verdict, which has a field of its own for the fix."""
+    return f"{error.where}: {error.message}" if error.where else error.message
 
 
 def drive(worker: Worker, idle_s: float = 0.1) -> int:
