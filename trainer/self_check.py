@@ -15,7 +15,7 @@ from trainer.engine import Engine
 from trainer.packing import Row, pack
 
 _LENGTHS = (11, 7)  # different, so that they share a rectangle with padding, or none
-# Relative. Half precision rounds each logit to three digits; a leak or a missing softcap is off by far more than either.
+# Relative. Half precision rounds logits to three digits; a leak or a missing softcap is off by far more than either.
 _TOLERANCE, _HALF_TOLERANCE = 2e-3, 2e-2
 
 
