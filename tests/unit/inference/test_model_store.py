@@ -211,8 +211,10 @@ def test_a_stored_copy_damaged_on_this_disk_is_replaced_by_the_whole_one_sent(se
 def test_links_flip_and_the_one_before_becomes_previous(sent: Sent) -> None:
     store = sent.store
     assert (store.current(), store.previous()) == (None, None)
-    for name in ("1-aaaaaaaaaaaa", "2-bbbbbbbbbbbb", "2-bbbbbbbbbbbb", "1-aaaaaaaaaaaa"):
+    for name in ("1-aaaaaaaaaaaa", "2-bbbbbbbbbbbb", "2-bbbbbbbbbbbb"):
         store.flip(name)
+    assert (store.current(), store.previous()) == ("2-bbbbbbbbbbbb", "1-aaaaaaaaaaaa")
+    store.flip("1-aaaaaaaaaaaa")
     assert (store.current(), store.previous()) == ("1-aaaaaaaaaaaa", "2-bbbbbbbbbbbb")
     assert os.readlink(store.folder / "current") == "1-aaaaaaaaaaaa"
 
