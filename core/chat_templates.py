@@ -39,6 +39,7 @@ _PROBE: tuple[Message, ...] = (
     {"role": "assistant", "content": "second answer"},
 )
 
+_MAX_TURNS = 512  # every answer of a template without marks is rendered again with all that stands before it
 TrainingRow = Mapping[str, Any]  # {"messages": [...]} or {"text": ...}
 Span = tuple[int, int]
 
@@ -166,9 +167,7 @@ class ChatEncoder:
     def _render_quoted(self, messages: Sequence[Message], prompt: bool = False) -> _Rendered:
         """Render with every special token's text inside a message broken by a mark, and remember where."""
         opens, closes, breaks = _unused_characters(messages, 3)
-        broken = [
-            {key: self._special.break_in(value, breaks) for key, value in message.items()} for message in messages
-        ]
+        broken = [{**m, "content": self._special.break_in(m["content"], breaks)} for m in messages]
         if prompt or self._compiled.has_marks:
             marks = {"opens": opens, "closes": closes}
             marked = self._compiled.render(broken, add_generation_prompt=prompt, **marks)
@@ -182,6 +181,8 @@ class ChatEncoder:
 
     def _render_by_prefixes(self, messages: Sequence[Message]) -> _Rendered:
         """Find the trained spans of a template without generation marks: what each answer adds to its prompt."""
+        if len(messages) > _MAX_TURNS:
+            raise TemplateRefusedError(f"more than {_MAX_TURNS} turns, and the chat template marks no answers")
         text = self._compiled.render(messages, add_generation_prompt=False)
         spans = []
         for turn, message in enumerate(messages):
@@ -351,7 +352,7 @@ class ChatEncoder:
 
 
 def _unused_characters(messages: Sequence[Message], wanted: int) -> list[str]:
-    text = "".join(value for message in messages for value in message.values())
+    text = "".join(message["content"] for message in messages)
     free = _NONCHARACTERS[:wanted]
     if any(char in text for char in free):
         free = tuple(char for char in _NONCHARACTERS if char not in text)[:wanted]

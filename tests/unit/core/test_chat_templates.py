@@ -272,6 +272,15 @@ def test_a_row_that_the_template_refuses_is_an_error_that_names_its_words(tmp_pa
         encoder.encode_row({"messages": CHATS[1]})
 
 
+def test_a_chat_of_very_many_turns_is_refused_where_it_would_take_minutes(tmp_path: Path) -> None:
+    chat = CHATS[0] * 300
+    save(tmp_path / "plain", LLAMA_LIKE)
+    with pytest.raises(TemplateRefusedError, match="512 turns"):
+        ChatEncoder.from_folder(tmp_path / "plain").encode_row({"messages": chat})
+    save(tmp_path / "marked", LLAMA_MARKED)
+    assert ChatEncoder.from_folder(tmp_path / "marked").encode_row({"messages": chat}).mask.any()
+
+
 def test_a_damaged_side_file_is_named(tmp_path: Path) -> None:
     save(tmp_path, None)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps([1]))
