@@ -39,7 +39,7 @@ def test_submit_writes_what_it_was_told_into_the_sidecar(workspace: Workspace, r
     }
 
 
-@pytest.mark.parametrize("name", ["absent.jsonl", "rows.txt", ".hidden.jsonl"])
+@pytest.mark.parametrize("name", ["absent.jsonl", "rows.doc", ".hidden.jsonl"])
 def test_submit_refuses_what_the_inbox_would_not_take(workspace: Workspace, tmp_path: Path, name: str) -> None:
     if name != "absent.jsonl":
         (tmp_path / name).write_text(GOOD)
