@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any  # a configuration is JSON before it is checked
 
@@ -215,22 +215,49 @@ def load_settings(
     except (JsonError, StorageError) as error:
         raise ConfigError(error.message, where=error.where or str(config_file), fix=f"mend {config_file}") from error
     environment = os.environ if env is None else env
+    sources = Sources(str(config_file))
     for path, text, source in _environment(environment) + [_override(item) for item in overrides]:
         _assign(document, path, text, source)
-    return settings_from(document, str(config_file))
+        sources.said[".".join(path)] = source
+    return _checked(document, sources)
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Which file, variable or option said what, for errors."""
+
+    file: str
+    said: dict[str, str] = field(default_factory=dict)
+
+    def of(self, path: str) -> str:
+        """Who said the value at a dotted path."""
+        return next((s for key, s in self.said.items() if f"{path}.".startswith(f"{key}.")), self.file)
 
 
 def settings_from(document: Mapping[str, Any], where: str) -> Settings:
     """Check a configuration document and fill in the defaults. Raises ConfigError."""
+    return _checked(document, Sources(where))
+
+
+def _checked(document: Mapping[str, Any], sources: Sources) -> Settings:
     schema = config_schema()
-    _refuse_unknown(document, schema, where, "")
+    _refuse_unknown(document, schema, sources, "")
     for error in jsonschema_rs.validator_for(schema).iter_errors(document):
-        path = ".".join(str(part) for part in error.instance_path)
-        raise ConfigError(f"{path or 'the document'}: {error.message}", where=where, fix=f"mend {path} in {where}")
+        keys = [str(part) for part in error.instance_path if isinstance(part, str)]
+        path = ".".join(keys)
+        fix = f"write it like {path}={_example(schema, keys)}" if keys else "write a JSON object"
+        raise ConfigError(f"{path or 'the document'}: {error.message}", where=sources.of(path), fix=fix)
     raw = with_defaults(document, schema)
     raw.pop("$schema", None)
     digest = hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
     return msgspec.convert({**raw, "raw": raw, "sha256": digest}, Settings)
+
+
+def _example(schema: Mapping[str, Any], keys: Sequence[str]) -> str:
+    part: Mapping[str, Any] = schema
+    for key in keys:
+        part = part.get("properties", {}).get(key, part)
+    return json.dumps(part.get("examples", [{}])[0])
 
 
 def load_job_settings(path: Path) -> Settings:
@@ -259,16 +286,16 @@ def with_defaults(document: Mapping[str, Any], schema: Mapping[str, Any]) -> dic
     return filled
 
 
-def _refuse_unknown(document: Mapping[str, Any], schema: Mapping[str, Any], where: str, path: str) -> None:
+def _refuse_unknown(document: Mapping[str, Any], schema: Mapping[str, Any], sources: Sources, path: str) -> None:
     known = schema["properties"]
     for key, value in document.items():
         place = f"{path}{key}"
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f"did you mean {path}{near[0]}?" if near else f"known keys: {', '.join(known)}"
-            raise ConfigError(f"unknown key {place}", where=where, fix=hint)
+            raise ConfigError(f"unknown key {place}", where=sources.of(place), fix=hint)
         if "properties" in known[key] and isinstance(value, dict):
-            _refuse_unknown(value, known[key], where, f"{place}.")
+            _refuse_unknown(value, known[key], sources, f"{place}.")
 
 
 def _environment(env: Mapping[str, str]) -> list[tuple[list[str], str, str]]:

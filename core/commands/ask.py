@@ -1,6 +1,6 @@
 """`dropforge ask`: one question to the model that is served, the answer as it comes. Beside the arrows: the CLI.
 
-Reads    POST /v1/chat/completions of the inference server, streamed for a person          Writes  stdout
+Reads    status/deployment.json; POST /v1/chat/completions of the server, streamed for a person       Writes  stdout
 Errors   ServiceUnavailable and its family when the server does not answer or refuses
 """
 
@@ -10,6 +10,8 @@ import click
 
 from core.commands.invocation import common_options, current
 from core.hosts import serving_url
+from core.paths import Workspace
+from core.status import read_status
 
 if TYPE_CHECKING:
     from core.services import ServiceClient
@@ -28,7 +30,7 @@ def ask_command(prompt: str, checkpoint: str | None, max_tokens: int, temperatur
     from core.services import ServiceClient  # loads requests: not for --help
 
     workspace = current().workspace()
-    url = serving_url(workspace, current().settings(workspace))
+    url = _url(workspace)
     body = {
         "model": checkpoint or "dropforge",
         "messages": [{"role": "user", "content": prompt}],
@@ -41,6 +43,12 @@ def ask_command(prompt: str, checkpoint: str | None, max_tokens: int, temperatur
             current().show(answer, lambda: None)
         else:
             _stream(client, body)
+
+
+def _url(workspace: Workspace) -> str:
+    """Where the running daemon hears the server answer, however it was started; else what is configured."""
+    heard = read_status(workspace.status_file("deployment.json")) or {}
+    return str(heard["url"]) if heard.get("ok") else serving_url(workspace, current().settings(workspace))
 
 
 def _stream(client: "ServiceClient", body: dict[str, Any]) -> None:

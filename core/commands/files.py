@@ -112,21 +112,21 @@ def _wait(workspace: Workspace, dropped: list[Dropped], known: set[str]) -> list
     """Poll until each dropped file has a final verdict; tells a person of each change of state on stderr."""
     found: dict[str, dict[str, Any]] = {}
     last: dict[str, str] = {}
-    wanted = {d.path.name: d.sha256 for d in dropped}
+    wanted = {display_name(d.path.name): d.sha256 for d in dropped}  # verdicts name files as they are shown
     while len(found) < len(wanted):
         for job_id in sorted(job_ids(workspace) - known):
             verdict = verdict_of(workspace, job_id)
             name, state = verdict["file"], verdict["state"]
-            if wanted.get(name) != verdict["sha256"]:
+            if name not in wanted or wanted[name] != verdict["sha256"]:  # also one that is claimed and not yet read
                 continue
             if last.get(name) != state:
-                click.echo(f"{display_name(name)}: {state}", err=True)
+                click.echo(f"{name}: {state}", err=True)
             last[name] = state
             if state in _ENDED:
                 found[name] = verdict
                 known.add(job_id)
         time.sleep(_POLL_S)
-    return [found[d.path.name] for d in dropped]
+    return [found[display_name(d.path.name)] for d in dropped]
 
 
 def _show(dropped: list[Dropped], verdicts: list[dict[str, Any] | None]) -> None:

@@ -84,7 +84,7 @@ def decide(
         reason = f"the guard {worst.name} fell beyond its tolerance of {worst.tolerance:g}: {_numbers(worst)}"
         return Decision("keep", None, reason)
     if items < MIN_ITEMS:
-        reason = f"only {items} held-out items, and a comparison needs {MIN_ITEMS}: not compared with {serving}"
+        reason = f"only {items} held-out items, and a comparison needs {MIN_ITEMS}: served uncompared with {serving}"
         return Decision("no_baseline", None, reason)
     return _by_evidence([c for c in comparisons if c.role == "primary"], look, alpha)
 

@@ -71,11 +71,14 @@ def play_daemon(workspace: Workspace, state: str) -> Callable[[], bool]:
 def test_submit_wait_returns_with_the_verdict(
     workspace: Workspace, rows: Path, wait_until: Callable[..., None], capsys: Capture, state: str, code: int
 ) -> None:
-    play_daemon(workspace, state)()
     codes: list[int] = []
     argv = ["submit", str(rows), "--wait", "--json", "--root", str(workspace.root)]
     waiting = threading.Thread(target=lambda: codes.append(main(argv)))
     waiting.start()
+    wait_until(lambda: list(workspace.inbox.glob("*.jsonl")), what="the drop")
+    claimed = workspace.claim_dir / new_job_id(None)  # somebody else's drop, claimed and not yet read
+    claimed.mkdir()
+    (claimed / "verdict.json").write_text(json.dumps(new_verdict(job_id=claimed.name)))
     wait_until(play_daemon(workspace, state), what="the drop")
     waiting.join(20)
     assert codes == [code]
@@ -180,3 +183,10 @@ def test_ask_without_a_server_says_so(workspace: Workspace, server: Server, caps
     server.server_close()
     assert main(["ask", "hi", "--set", f"inference.port={port}", "--root", str(workspace.root)]) == 1
     assert "does not answer" in capsys.readouterr().err
+
+
+def test_ask_finds_the_server_that_the_running_daemon_hears(workspace: Workspace, server: Server) -> None:
+    heard = {"ok": True, "url": f"http://127.0.0.1:{server.server_port}", "serving": "7-abcdefabcdef"}
+    workspace.status_file("deployment.json").write_text(json.dumps(heard))
+    assert main(["ask", "what colour?", "--json", "--root", str(workspace.root)]) == 0
+    assert server.asked["messages"][0]["content"] == "what colour?"

@@ -100,3 +100,20 @@ def test_the_fingerprint_changes_with_any_value_and_with_nothing_else(workspace:
     workspace.config_file.write_text(json.dumps({"trainer": {"seed": 0}}, indent=8))
     assert load_settings(workspace, env={}).sha256 == first.sha256
     assert load_settings(workspace, ["trainer.seed=1"], {}).sha256 != first.sha256
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("monitor.ports=9180", r"--set monitor\.ports=9180: .*write it like monitor\.ports=\[8080\]"),
+        ("inference.prt=9865", r"--set inference\.prt=9865: unknown key inference\.prt.*inference\.port"),
+    ],
+)
+def test_a_bad_option_is_blamed_and_not_the_file(workspace: Workspace, override: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_settings(workspace, [override], {})
+
+
+def test_a_bad_variable_is_blamed_and_not_the_file(workspace: Workspace) -> None:
+    with pytest.raises(ConfigError, match="variable DROPFORGE_TRAINER__SEED"):
+        load_settings(workspace, env={"DROPFORGE_TRAINER__SEED": "-1"})
