@@ -82,8 +82,10 @@ def test_submit_wait_returns_with_the_verdict(
     wait_until(play_daemon(workspace, state), what="the drop")
     waiting.join(20)
     assert codes == [code]
-    (entry,) = json.loads(capsys.readouterr().out)["files"]
+    shown = capsys.readouterr()
+    (entry,) = json.loads(shown.out)["files"]
     assert len(entry["job_id"]) == 29
+    assert shown.err == f"rows.jsonl: {state}\n"
 
 
 def test_check_moves_and_writes_nothing(workspace: Workspace, rows: Path, capsys: Capture) -> None:
