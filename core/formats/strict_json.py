@@ -127,8 +127,10 @@ def _syntax(text: str, error: json.JSONDecodeError) -> RowProblem:
         message, fix = "two JSON values on one line", "write one object a line"
     elif not rest:
         message, fix = "the row is incomplete", "write each object on one line"
+    elif rest[0] in "}]" and text[: error.pos].rstrip().endswith(","):
+        fix = "remove the trailing comma"
     elif rest[0] in "}]":
-        message, fix = f"not valid JSON: {error.msg}", "remove the trailing comma"
+        fix = f"write what is missing before the {rest[0]!r}: a value, or the bracket that closes an open one"
     elif rest[0] == "'":
         message, fix = "single quotes are not JSON", 'use "double quotes"'
     elif error.msg.startswith("Invalid control character"):

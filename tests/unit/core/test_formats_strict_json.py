@@ -86,3 +86,15 @@ def test_a_block_with_one_doubtful_line_is_left_to_the_row_by_row_path() -> None
     assert parse_rows([good, bad]) is None
     assert parse_rows([good, b"[1]"]) is None
     assert parse_rows([b'{"a":[1', b"2]}", b'{"a":1},{"b":2}']) is None
+
+
+@pytest.mark.parametrize("raw", [b'{"a": 1,}', b'{"a": [1, ]}'])
+def test_a_trailing_comma_is_called_one(raw: bytes) -> None:
+    found = parse_row(raw)
+    assert isinstance(found, RowProblem) and found.fix == "remove the trailing comma"
+
+
+@pytest.mark.parametrize("raw", [b'{"messages": [}', b'{"a": [1}', b'{"a": }', b'{"a, ": ]}'])
+def test_a_bracket_that_comes_too_early_is_not_blamed_on_a_comma(raw: bytes) -> None:
+    found = parse_row(raw)
+    assert isinstance(found, RowProblem) and found.fix and "comma" not in found.fix and "before the" in found.fix
