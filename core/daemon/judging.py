@@ -66,6 +66,7 @@ class Judging:
         self._refused: set[str] = set()
         self._deferred_until_s = 0.0
         self._was_ok = False
+        self._heard = False  # the server has answered this daemon at least once
         self._refresh = False
         self._taken_back: set[str] = set()
         self.judged: list[str] = []
@@ -95,6 +96,7 @@ class Judging:
         if self._deployment.ok and not self._was_ok:
             self._deferred_until_s = 0.0  # it is back: what was put off is tried again
         self._was_ok = self._deployment.ok
+        self._heard = self._heard or self._deployment.ok
         if self._now is not None:
             self._watch(self._now, now)
         self._maybe_take_back()
@@ -117,9 +119,10 @@ class Judging:
 
     def at_rest(self, now: float) -> bool:
         """Nothing runs, nothing is due; a server that does not answer is waited for during the grace only."""
-        if self._now is not None or self._asked or self._refresh or self._settling() or self._to_judge() is not None:
-            return False
         waiting_for_server = not self._deployment.ok and now - (self._began_s or now) < self._grace_s
+        asked = any(not self._held(errand) or waiting_for_server for errand in self._asked)
+        if self._now is not None or asked or self._refresh or self._settling() or self._to_judge() is not None:
+            return False
         if self._to_publish(None) is None and self._deployment.serving is not None:
             return True
         if self._view.base is None:
@@ -127,12 +130,18 @@ class Judging:
         return not waiting_for_server and self._to_publish(now) is None
 
     def stop(self, now: float) -> None:
+        for errand in self._asked:
+            reason = "the daemon ended before it: ask again"
+            errand.ack = {"step": None, "checkpoint": errand.checkpoint, "error": reason}
+        self._asked.clear()
         for name in ("judge", "publisher"):
             self._children.stop(name, now)
 
     def _next(self, now: float) -> Errand | None:
-        if self._asked:
-            return self._asked.popleft()
+        for errand in self._asked:
+            if not self._held(errand):
+                self._asked.remove(errand)
+                return errand
         if self._settling():
             return None
         if self._refresh:
@@ -143,6 +152,10 @@ class Judging:
         if publish is not None:
             return self._publish(publish.id)
         return self._judge(now)
+
+    def _held(self, errand: Errand) -> bool:
+        """What needs the server waits until it has answered once: at a start it may still load its model."""
+        return errand.kind in ("publish", "rollback") and not self._heard
 
     def _settling(self) -> bool:
         """Something was just published and the server has not been heard since (the poll on the way may be older)."""

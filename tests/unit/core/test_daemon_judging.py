@@ -229,6 +229,41 @@ def test_a_rollback_by_hand_is_not_undone_by_the_daemon(rig: Rig) -> None:
     assert rig.running() is None
 
 
+def test_what_is_asked_before_the_server_answered_waits_for_its_first_answer(rig: Rig) -> None:
+    base = commit(rig.workspace, 0)
+    better = commit(rig.workspace, 10, [ended(JOB.format(1))])
+    rig.judge_says(better, "promote")
+    rig.publish_says(better, True)
+    rig.server = None
+    rolled, promoted = rig.judging.ask_rollback(), rig.judging.ask_publish(base.id)
+    measured = rig.judging.ask_evaluation(base.id, None)
+    rig.tick(times=3)
+    assert rig.running() == ("--candidate", base.id), "what needs no server is not held up"
+    rig.finish()
+    assert measured.ack is not None
+    rig.tick(1.0, times=20)
+    assert (rolled.ack, promoted.ack, rig.running()) == (None, None, None)
+    assert rig.spawn.names().count("publisher") == 0
+    rig.serve(better, base)
+    rig.tick()
+    assert rig.running() == ("--rollback",)
+    rig.finish()
+    assert rig.running() == (base.id,)
+
+
+def test_what_still_waits_for_the_server_when_the_daemon_stops_is_answered_with_that(rig: Rig) -> None:
+    commit(rig.workspace, 0)
+    rig.server = None
+    rolled = rig.judging.ask_rollback()
+    rig.tick(times=3)
+    assert not rig.judging.at_rest(rig.clock())
+    rig.tick(1.0, times=20)
+    assert rig.judging.at_rest(rig.clock()), "a server that never comes is waited for during the grace only"
+    rig.judging.stop(rig.clock())
+    assert rolled.ack is not None
+    assert "ask again" in rolled.ack["error"]
+
+
 def test_a_judge_that_fails_three_times_is_given_up_and_named(rig: Rig) -> None:
     rig.serve(commit(rig.workspace, 0))
     commit(rig.workspace, 10, [ended(JOB.format(1))])
