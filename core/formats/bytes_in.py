@@ -11,7 +11,7 @@ from pathlib import Path
 
 import zstandard
 
-from core.formats.rows import FormatError, Notes, RowProblem
+from core.formats.rows import FormatError, Notes, RowProblem, reencode
 
 CHUNK_BYTES = 1 << 16  # blocks of this size stay in the cache of one core
 _MAX_RATIO = 200  # text packs about 5:1, rarely 50:1; a bomb 1,000:1
@@ -68,14 +68,15 @@ def check_magic(path: Path, expected: str | None) -> None:
     """
     with path.open("rb") as file:
         head = file.read(256)
-    found = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
+    found, encoding = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None), "utf-16"
     if found is None and expected is None and head.count(0) * 3 > len(head) > 3:
         found = "UTF-16 or binary"
+        encoding = "utf-16be" if head[0] == 0 else "utf-16le"  # no byte order mark tells
     if found == expected or not head:
         return
     if expected is None:
         text = f"the file is {found}, not UTF-8 text"
-        fix = "save it as UTF-8" if "UTF-16" in str(found) else "give it the suffix of what it is, or convert it"
+        fix = reencode(encoding) if "UTF-16" in str(found) else "give it the suffix of what it is, or convert it"
         raise FormatError(RowProblem("bad_encoding", text, fix=fix))
     raise FormatError(RowProblem("bad_encoding", f"the file is {found or 'not'} {'' if found else expected}".strip()))
 

@@ -25,6 +25,14 @@ class RowProblem:
 Value = dict[str, Any] | RowProblem
 
 
+def reencode(encoding: str) -> str:
+    """The fix for a file that is text, but not UTF-8."""
+    return f"save it as UTF-8: iconv -f {encoding} -t utf-8 NAME > NEW"
+
+
+LATIN1_FIX = f"{reencode('latin1')} (if it is Latin-1)"  # any bytes are Latin-1: whether these are, a person must say
+
+
 @dataclass(slots=True)
 class Batch:
     """Consecutive rows. `first` is the 0-based number of the first, `lines` their 1-based line numbers."""

@@ -13,7 +13,7 @@ from typing import Any  # JSON values
 import numpy as np
 import orjson
 
-from core.formats.rows import RowProblem
+from core.formats.rows import LATIN1_FIX, RowProblem
 
 MAX_DEPTH = 64
 _MAX_INT_DIGITS = 20
@@ -99,7 +99,8 @@ def explain(raw: bytes) -> RowProblem | None:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        return RowProblem("bad_encoding", f"not UTF-8 at byte {error.start + 1} of the line", error.start + 1)
+        at = error.start + 1
+        return RowProblem("bad_encoding", f"not UTF-8 at byte {at} of the line", at, fix=LATIN1_FIX)
     depth = _depth(text)
     if depth > MAX_DEPTH:
         return RowProblem("bad_json", f"nested {depth} deep, more than {MAX_DEPTH}")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from core.formats.bytes_in import file_chunks
 from core.formats.records import RecordReader
-from core.formats.rows import MAX_ROW_BYTES, FormatError, Notes, RowProblem, Value
+from core.formats.rows import LATIN1_FIX, MAX_ROW_BYTES, FormatError, Notes, RowProblem, Value
 from core.formats.strict_json import parse_row
 
 csv.field_size_limit(MAX_ROW_BYTES)
@@ -38,7 +38,7 @@ def decoded(path: Path, notes: Notes) -> Iterator[str]:
 
 
 def _not_utf8(at: int) -> FormatError:
-    return FormatError(RowProblem("bad_encoding", f"not UTF-8 at byte {at}", fix="save the file as UTF-8"))
+    return FormatError(RowProblem("bad_encoding", f"not UTF-8 at byte {at}", fix=LATIN1_FIX))
 
 
 def text_lines(path: Path, notes: Notes) -> Iterator[str]:

@@ -86,6 +86,19 @@ def test_files_that_are_no_utf8_json_lines_are_refused(gates: Gates, data: str |
     assert (verdict["state"], verdict["code"]) == ("rejected", code)
 
 
+@pytest.mark.parametrize(
+    ("encoding", "stated"),
+    [("latin1", "latin1"), ("utf-16", "utf-16"), ("utf-16-le", "utf-16le"), ("utf-16-be", "utf-16be")],
+)
+@pytest.mark.parametrize("name", ["x.jsonl", "x.csv"])
+def test_a_file_in_another_encoding_gets_the_line_that_converts_it(
+    gates: Gates, name: str, encoding: str, stated: str
+) -> None:
+    _, verdict = gates.drop('{"text": "caf\u00e9"}\n'.encode(encoding), name=name)
+    assert verdict["code"] == "bad_encoding"
+    assert f"iconv -f {stated} -t utf-8 NAME > NEW" in verdict["fix"]
+
+
 def test_a_broken_off_transfer_is_called_one(gates: Gates) -> None:
     _, verdict = gates.drop(lines([chat(1), chat(2)]) + '{"messages": [{"role": "us')
     assert verdict["line"] == 3
