@@ -212,7 +212,8 @@ class Control:
         self._recent = [*self._recent, entry][-_RECENT:]
         self._open.append((entry, progress))
         self._dirty = True
-        self._context.events.emit("control", f"{file.command}: {error or 'seen'}", command=file.command, id=entry["id"])
+        what = f"{file.command}: {error or entry['reason'] or 'seen'}"
+        self._context.events.emit("control", what, command=file.command, id=entry["id"], reason=entry["reason"])
 
     def _settle(self) -> None:
         still = []

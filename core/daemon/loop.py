@@ -234,7 +234,7 @@ class Daemon:
         if blocked is not None:
             return "blocked", blocked
         if p.orders.paused:
-            return "paused", None
+            return "paused", p.orders.paused_why
         if p.trainer is not None and p.view.base is None:
             return "starting", "the trainer imports the base model"
         return ("training", None) if active else ("idle", None)

@@ -50,6 +50,8 @@ class OrderBook:
         self._hand = False
         self._machine = False
         self._release_gpu = False
+        self._why_hand: str | None = None
+        self._why_machine: str | None = None
         self._level: tuple[bool, bool] | None = None
 
     @property
@@ -75,14 +77,19 @@ class OrderBook:
     def paused_by_hand(self) -> bool:
         return self._hand
 
+    @property
+    def paused_why(self) -> str | None:
+        """The reason given with the pause, when there was one: a person's before the daemon's own."""
+        return (self._why_hand if self._hand else None) or (self._why_machine if self._machine else None)
+
     def by_hand(self, paused: bool, *, release_gpu: bool = False, reason: str | None = None) -> Order | None:
         """A person pauses or resumes. Returns the order that will be acknowledged, None when nothing changes."""
-        self._hand, self._release_gpu = paused, release_gpu
+        self._hand, self._release_gpu, self._why_hand = paused, release_gpu, reason
         return self._new_level(reason)
 
     def by_machine(self, paused: bool, reason: str | None = None) -> None:
         """The daemon itself holds training back (no space on the disk) or lets it go on."""
-        self._machine = paused
+        self._machine, self._why_machine = paused, reason
         self._new_level(reason)
 
     def _new_level(self, reason: str | None) -> Order | None:

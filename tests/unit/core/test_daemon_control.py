@@ -117,6 +117,17 @@ def test_when_all_stand_at_once_stop_wins_and_resume_lifts_the_pause(rig: Rig) -
     assert rig.ordered()["command"] == "skip"
 
 
+def test_the_reason_of_a_pause_stands_in_its_event_and_goes_with_it(rig: Rig) -> None:
+    rig.touch("pause", b'{"reason": "lunch"}')
+    rig.tick()
+    assert rig.orders.paused_why == "lunch"
+    event = json.loads(rig.workspace.status_file("events.jsonl").read_text().splitlines()[-1])
+    assert (event["command"], event["message"], event["reason"]) == ("pause", "pause: lunch", "lunch")
+    (rig.workspace.control_dir / "pause").unlink()
+    rig.tick()
+    assert rig.orders.paused_why is None
+
+
 def test_a_pause_may_carry_a_reason_and_ask_for_the_gpu(rig: Rig) -> None:
     write_command(rig.workspace, "pause", reason="a game", by="me", release_gpu=True)
     rig.tick()

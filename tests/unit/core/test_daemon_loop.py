@@ -70,7 +70,9 @@ def test_the_states_follow_what_happens(rig: Rig) -> None:
     said = rig.says()
     assert (said["state"], said["current_job"]) == ("training", rig.context.queue.jobs("active")[0].job_id)
     (rig.workspace.control_dir / "pause").touch()
-    assert rig.says()["state"] == "paused"
+    assert (rig.says()["state"], rig.says()["reason"]) == ("paused", None)
+    (rig.workspace.control_dir / "pause").write_text('{"reason": "lunch"}')
+    assert (rig.says()["state"], rig.says()["reason"]) == ("paused", "lunch")
     rig.context.blocks.training["config"] = "profile 'x' is not built yet"
     assert rig.says()["state"] == "blocked"
     assert rig.says()["reason"] == "profile 'x' is not built yet"
