@@ -27,6 +27,7 @@ KINDS = {
     "alpaca": ("instruction", "output"),
     "sharegpt": ("conversations",),
 }
+_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "ai": "assistant", "model": "assistant"}
 _JSON_NAMES = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
 
 
@@ -78,9 +79,8 @@ class DatasetSpec:
         if error.validator == "required":
             missing = next(key for key in rule if key not in instance)
             extra = [key for key in instance if key not in known]
-            near = difflib.get_close_matches(missing, extra, 1) or (extra if len(extra) == 1 else [])
             message, field = f"{name} lacks {missing!r}", f"{field}.{missing}"
-            fix = f"rename {near[0]!r} to {missing!r}" if near else f"add {missing!r}"
+            fix = _missing_fix(missing, extra)
         elif error.validator == "additionalProperties":
             extra = next(key for key in instance if key not in known)
             near = difflib.get_close_matches(extra, known, 1)
@@ -91,11 +91,34 @@ class DatasetSpec:
             message = f"{name} is {kind}, not {_article(rule)}"
         elif error.validator == "enum":
             message = f"{name} is {_short(error.instance)}, not one of {', '.join(map(str, rule))}"
+            fix = _enum_fix(instance, rule)
         elif error.validator in ("minItems", "minLength") or rule == "\\S":
             message = f"{name} is empty or too short"
         else:
             message = f"{name} breaks {error.validator} {_short(rule)}: {_short(error.instance)}"
         return RowProblem("spec_mismatch", f"not {self.name}: {message}", None, field, fix)
+
+
+def _missing_fix(missing: str, extra: list[str]) -> str:
+    """Name the key that was meant, if one of the unknown keys can be it."""
+    if missing == "messages" and "conversations" in extra:
+        return "rows of conversations: use the spec sharegpt_v1"
+    if missing in ("role", "content") and {"from", "value"} <= set(extra):
+        return "rename 'from' to 'role' and 'value' to 'content', or use the spec sharegpt_v1 with 'conversations'"
+    near = difflib.get_close_matches(missing, extra, 1) or (extra if len(extra) == 1 else [])
+    return f"rename {near[0]!r} to {missing!r}" if near else f"add {missing!r}"
+
+
+def _enum_fix(value: object, allowed: list[object]) -> str | None:
+    """A role of another convention has a name here; anything else may be a typo."""
+    known = [name for name in allowed if isinstance(name, str)]
+    if not isinstance(value, str):
+        return None
+    role = _ROLES.get(value.lower())
+    if role in known:
+        return f"rename {value!r} to {role!r}; rows of from and value: use the spec sharegpt_v1"
+    near = difflib.get_close_matches(value.lower(), known, 1)
+    return f"rename it to {near[0]!r}" if near else f"use one of {', '.join(known)}"
 
 
 def _article(kind: object) -> str:

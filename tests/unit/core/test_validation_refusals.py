@@ -40,6 +40,31 @@ def test_a_row_that_breaks_its_schema_is_named_by_line_and_field(gates: Gates) -
     assert "'text'" in verdict["fix"]
 
 
+@pytest.mark.parametrize(
+    ("turn", "fix"),
+    [
+        ({"role": "human", "content": "q"}, "rename 'human' to 'user'"),
+        ({"role": "User", "content": "q"}, "rename it to 'user'"),
+        ({"role": "tool_result", "content": "q"}, "use one of system, user, assistant"),
+    ],
+)
+@pytest.mark.parametrize("sidecar", [{"spec": "chat_sft_v1"}, None])
+def test_a_role_of_another_convention_gets_its_name_here(
+    gates: Gates, sidecar: object, turn: dict[str, str], fix: str
+) -> None:
+    row = {"messages": [turn, {"role": "assistant", "content": "a"}]}
+    _, verdict = gates.drop(lines([row]), sidecar)
+    assert verdict["code"] == ("spec_mismatch" if sidecar else "spec_unknown")
+    assert fix in verdict["fix"]
+
+
+@pytest.mark.parametrize("key", ["messages", "conversations"])
+def test_rows_of_from_and_value_are_sent_to_their_spec(gates: Gates, key: str) -> None:
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    _, verdict = gates.drop(lines([{key: turns}]), {"spec": "chat_sft_v1"})
+    assert verdict["code"] == "spec_mismatch" and "use the spec sharegpt_v1" in verdict["fix"]
+
+
 def test_all_errors_are_found_in_one_attempt(gates: Gates) -> None:
     text = lines(chat(i) for i in range(40)) + "{bad\n" + lines([{"messages": []}]) + '{"a": 1, "a": 2}\n'
     _, verdict = gates.drop(text, {"spec": "chat_sft_v1"})
