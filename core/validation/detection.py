@@ -28,11 +28,20 @@ def spec_by_pattern(name: str, patterns: Mapping[str, str]) -> str | None:
 class Detection:
     """Finds the one candidate that at least 90 % of the rows fit.
 
+    Args:
+        columns: what the rows' columns were renamed by, for the words of a refusal.
+
     Attributes:
         line: after a refusal, the line that its message speaks of.
     """
 
-    def __init__(self, candidates: Sequence[DatasetSpec], specs: Mapping[str, DatasetSpec]) -> None:
+    def __init__(
+        self,
+        candidates: Sequence[DatasetSpec],
+        specs: Mapping[str, DatasetSpec],
+        columns: Mapping[str, str] | None = None,
+    ) -> None:
+        self._columns = columns or {}
         self._candidates = {spec.name: spec for spec in candidates}
         self._specs = specs
         self._misfits = dict.fromkeys(self._candidates, 0)
@@ -87,17 +96,17 @@ class Detection:
         best = min(self._misfits, key=lambda name: self._misfits[name], default=None)
         if best is not None and self._misfits[best] < self._parsed:
             self.line, row = self._examples[best]
-            problem = self._candidates[best].explain(row)
+            problem = self._candidates[best].explain(row, self._columns)
             message = f"fewer than 90 % of the rows fit {best}, and no other spec: {_told(problem, best)}"
             return RowProblem("spec_unknown", message, None, problem.field if problem else None, fix)
         self.line = first_line
         nearest = min(self._specs.values(), key=lambda spec: (_distance(spec, first_row), spec.name))
-        problem = nearest.explain(first_row)
+        problem = nearest.explain(first_row, self._columns)
         if problem is None:
             fix = f'write {{"spec": "{nearest.name}"}} into the sidecar, or add it to inbox.detect_specs'
             return RowProblem("spec_unknown", f"no spec is named and the rows look like {nearest.name}", None, "$", fix)
         message = f"no spec fits; nearest is {nearest.name}, but {_told(problem, nearest.name)}"
-        fix = _column_fix(nearest, first_row) or problem.fix or fix
+        fix = (None if self._columns else _column_fix(nearest, first_row)) or problem.fix or fix
         return RowProblem("spec_unknown", message, None, problem.field, fix)
 
 

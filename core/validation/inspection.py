@@ -186,7 +186,7 @@ class Inspection:
             candidates = [named_spec(name, plan.specs) for name in plan.detect_specs]
             known = [spec for spec in candidates if isinstance(spec, DatasetSpec)]
             renamed = map(self._renamed, self._reader.batches()) if self._sidecar.columns else self._reader.batches()
-            detection = Detection(known, plan.specs)
+            detection = Detection(known, plan.specs, self._sidecar.columns)
             found = detection.run(renamed, self._reader.line_bound())
             self._detected = True
             if isinstance(found, RowProblem):
@@ -283,7 +283,7 @@ class Inspection:
     def _late_refusal(self) -> _Stop:
         """A spec that seemed to fit at first does not fit enough rows: word it with one that shows why."""
         known = [spec for spec in (self.spec,) if spec is not None]
-        detection = Detection(known, self._plan.specs)
+        detection = Detection(known, self._plan.specs, self._sidecar.columns)
         found = detection.run(map(self._renamed, self._reader.batches()), 0)
         problem = found if isinstance(found, RowProblem) else RowProblem("spec_unknown", "no spec fits")
         return _Stop(problem, detection.line)

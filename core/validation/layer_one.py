@@ -48,7 +48,7 @@ class LayerOne:
         self.parsed += 1
         if not self.spec.fits(row):
             self.misfits += 1
-            return self.spec.explain(row) or RowProblem("spec_mismatch", f"not {self.spec.name}")
+            return self.spec.explain(row, self.columns) or RowProblem("spec_mismatch", f"not {self.spec.name}")
         return self._content(row)
 
     def _content(self, row: Mapping[str, Any]) -> Checked:

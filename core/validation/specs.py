@@ -62,12 +62,32 @@ class DatasetSpec:
         """How far a row is from this spec."""
         return sum(1 for _ in self._worded.iter_errors(row))
 
-    def explain(self, row: Mapping[str, Any]) -> RowProblem | None:
-        """Word the most telling violation; None when the row fits."""
+    def explain(self, row: Mapping[str, Any], columns: Mapping[str, str] | None = None) -> RowProblem | None:
+        """Word the most telling violation; None when the row fits.
+
+        Args:
+            row: with its columns already renamed.
+            columns: what they were renamed by: a column that is named there and not in the row explains most.
+        """
         errors = sorted(self._worded.iter_errors(row), key=lambda e: (e.validator != "required", len(e.path)))
         if not errors:
             return None
-        return self._worded_problem(errors[0])
+        return self._missing_column(row, columns or {}) or self._worded_problem(errors[0])
+
+    def _missing_column(self, row: Mapping[str, Any], columns: Mapping[str, str]) -> RowProblem | None:
+        lacking = [key for key in self.schema.get("required", ()) if key in columns and key not in row]
+        if not lacking:
+            return None
+        ours, theirs = lacking[0], columns[lacking[0]]
+        if list(columns.values()).count(theirs) > 1:
+            message, fix = f"two fields are to come from the column {_short(theirs)}", "name another column for one of them"
+            return RowProblem("spec_mismatch", f"not {self.name}: {message}", None, f"$.{ours}", fix)
+        who = "the spec" if columns is self.columns else "the sidecar"
+        there = [key for key in row if key not in columns]
+        near = difflib.get_close_matches(theirs[:200], there, 1)
+        fix = f"did you mean {near[0]!r}?" if near else f'name a column of the row for {ours!r} in "columns"'
+        message = f"{who} names a column {_short(theirs)} that the row lacks"
+        return RowProblem("spec_mismatch", f"not {self.name}: {message}", None, f"$.{ours}", fix)
 
     def _worded_problem(self, error: jsonschema.ValidationError) -> RowProblem:
         field = error.json_path

@@ -61,6 +61,18 @@ def test_a_sidecar_that_lies_or_reaches_too_far_is_refused(
     assert not (folder / "tokens").exists()
 
 
+@pytest.mark.parametrize("named", [{"spec": "prompt_completion_v1"}, {}])
+@pytest.mark.parametrize(("typo", "fix"), [("anser", "did you mean 'answer'?"), ("zz", "for 'completion' in")])
+def test_a_column_that_only_the_sidecar_knows_is_named_and_the_nearest_one_too(
+    gates: Gates, named: dict[str, str], typo: str, fix: str
+) -> None:
+    rows = [{"question": "q", "answer": "a"}] * 3
+    _, verdict = gates.drop(lines(rows), {**named, "columns": {"prompt": "question", "completion": typo}})
+    assert verdict["state"] == "rejected"
+    assert f"the sidecar names a column {typo!r} that the row lacks" in verdict["message"]
+    assert fix in verdict["fix"]
+
+
 def test_paths_in_a_sidecar_are_ignored_and_its_priority_chooses_the_lane(gates: Gates) -> None:
     folder = gates.claim(lines([chat()]), {"priority": "high", "file": "../../etc/passwd", "extra": {"path": "/etc"}})
     outcome = gates.run(folder, lane="low")
