@@ -139,6 +139,14 @@ def data_file_in(folder: Path) -> Path:
     return found[0]
 
 
+def _count(folder: Path) -> int:
+    try:
+        with os.scandir(folder) as entries:
+            return sum(1 for entry in entries if is_job_id(entry.name))
+    except FileNotFoundError:
+        return 0
+
+
 def _is_data(entry: Path) -> bool:
     name = entry.name
     ours = name in _OURS or name.startswith(".") or name.endswith((SIDECAR_SUFFIX, SET_ASIDE_SUFFIX))
@@ -162,11 +170,11 @@ class JobQueue:
 
     def count(self, lane: str) -> int:
         """How many jobs stand in a lane, without reading them."""
-        try:
-            with os.scandir(self._workspace.lane(lane)) as entries:
-                return sum(1 for entry in entries if is_job_id(entry.name))
-        except FileNotFoundError:
-            return 0
+        return _count(self._workspace.lane(lane))
+
+    def count_rejected(self) -> int:
+        """How many refused drops stand in inbox/rejected/, without reading them."""
+        return _count(self._workspace.rejected_dir)
 
     def all_jobs(self) -> Iterator[Job]:
         for lane in LANES:

@@ -166,7 +166,9 @@ class Worker:
         steps, taken = self._training.steps, self._training.steps_done
         self.view.show(
             **{"status": "training", "current_file": name, "job_id": job.job_id, "job_step": taken, "job_steps": steps},
+            current_step=self.run.state.step,
             total_steps=self.run.state.step + steps - taken,  # the run's count, like current_step
+            eta_s=None,  # what stands there is of the job before
         )
         logger.info("job %s: %s, %d steps", job.job_id, name, steps)
         about = {"job_id": job.job_id, "file": name, "max_length": settings.hyperparams.max_length}

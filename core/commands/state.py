@@ -17,12 +17,14 @@ import click
 from core.commands.invocation import common_options, current
 from core.commands.output import coloured, facts, on_terminal, say, shortened, table
 from core.errors import NotFoundError
+from core.job_queue import JobQueue
 from core.paths import Workspace, display_name
 from core.status import STALE_AFTER_S, age_s, read_status
 from core.verdicts import all_verdicts, verdict_of
 
 _REFRESH_S = 1.0
 _FOLLOW_S = 0.2
+_TOLD = 3  # answers to requests that status repeats
 
 
 def _status(workspace: Workspace) -> dict[str, Any]:
@@ -62,7 +64,7 @@ def _show_status(workspace: Workspace, doc: dict[str, Any]) -> None:
             ("root", workspace.root),
             ("daemon", _daemon_line(daemon)),
             ("why", daemon.get("reason")),
-            ("queue", ", ".join(f"{lane} {n}" for lane, n in (daemon.get("queue") or {}).items() if n) or "empty"),
+            ("queue", _queue_line(workspace, daemon.get("queue") or {})),
             ("training", _training_line(training)),
             ("serving", _serving_line(deployment)),
         ]
@@ -74,6 +76,27 @@ def _show_status(workspace: Workspace, doc: dict[str, Any]) -> None:
         again = f", restarted {child['restarts']} times" if child.get("restarts") else ""
         why = f": {child['reason']}" if child.get("reason") else ""
         say(f"child    {name} {child.get('state')}{pid}{again}{why}")
+    for answer in _answers(workspace):
+        say(f"asked    {answer}")
+
+
+def _queue_line(workspace: Workspace, lanes: dict[str, int]) -> str:
+    counts = [f"{lane} {n}" for lane, n in lanes.items() if n]
+    refused = JobQueue(workspace).count_rejected()
+    return ", ".join(counts + ([f"rejected {refused}"] if refused else [])) or "empty"
+
+
+def _answers(workspace: Workspace) -> list[str]:
+    """The last requests that were refused or had nothing to do, oldest first."""
+    doc = read_status(workspace.status_file("control.json")) or {}
+    told = [entry for entry in doc.get("recent") or [] if entry.get("error") or entry.get("note")]
+    return [_answer_line(entry) for entry in told[-_TOLD:]]
+
+
+def _answer_line(entry: dict[str, Any]) -> str:
+    wanted = f" {entry['id']}" if entry.get("id") else ""
+    said = entry.get("error") or entry.get("note")
+    return f"{str(entry.get('seen_at'))[:19]} {entry.get('command')}{wanted}: {said}"
 
 
 def _ignored_line(ignored: object) -> str:
@@ -97,11 +120,14 @@ def _training_line(training: dict[str, Any]) -> str | None:
     parts = [str(training.get("status"))]
     if training.get("current_file"):
         parts.append(str(training["current_file"]))
-    if training.get("current_step") is not None:
-        parts.append(f"step {training['current_step']} of {training.get('total_steps') or '?'}")
+    step, total = training.get("current_step"), training.get("total_steps")
+    # total and time left are those of a job: without one, or behind the step, they are what an earlier job left
+    known = training.get("current_file") and isinstance(step, int) and isinstance(total, int) and step <= total
+    if step is not None:
+        parts.append(f"step {step} of {total}" if known else f"step {step}")
     for name, unit in (("loss", ""), ("tokens_per_sec", " tokens/s"), ("eta_s", " s left")):
         value = training.get(name)
-        if isinstance(value, int | float):
+        if isinstance(value, int | float) and (known or name != "eta_s"):
             parts.append(f"{'loss ' if name == 'loss' else ''}{value:.4g}{unit}")
     return ", ".join(parts)
 

@@ -44,6 +44,39 @@ def test_status_for_a_person_names_file_step_reason_and_what_is_served(sample: S
         assert part in shown
 
 
+def test_status_counts_refused_files_and_repeats_the_last_refused_requests(sample: SampleRoot, capsys: Capture) -> None:
+    plain = {"seen_at": stamp(50), "effective_at": stamp(49), "id": None, "error": None, "note": None}
+    refused = {"error": "job x is done (fix: retry takes failed and held jobs)"}
+    recent = [plain | {"command": "promote", "id": f"{n}-aaaa", "error": f"no checkpoint {n}"} for n in (7, 8)]
+    recent += [plain | {"command": "skip", "note": "no job was active"}, plain | {"command": "checkpoint"}]
+    recent += [plain | {"command": "retry", "id": "x", "seen_at": "2026-01-02T03:04:05.0Z"} | refused]
+    sample.status("control", {**recent[-1], "recent": recent})
+    shown = read(capsys, sample, "status")
+    assert "rejected 2" in shown
+    told = [line.removeprefix("asked    ") for line in shown.splitlines() if line.startswith("asked")]
+    assert [line.split(" ", 1)[1] for line in told[:2]] == [
+        "promote 8-aaaa: no checkpoint 8",
+        "skip: no job was active",
+    ]
+    assert told[2] == "2026-01-02T03:04:05 retry x: job x is done (fix: retry takes failed and held jobs)"
+
+
+@pytest.mark.parametrize(
+    ("known", "shown"),
+    [
+        ({"status": "idle", "current_step": 315, "total_steps": 327}, "idle, step 315"),
+        ({"current_file": "a.jsonl", "current_step": 327, "total_steps": 315}, "training, a.jsonl, step 327"),
+        ({"current_file": "a.jsonl", "current_step": 3, "total_steps": 9}, "training, a.jsonl, step 3 of 9, 0 s left"),
+    ],
+)
+def test_status_shows_no_numbers_of_a_job_that_is_not_trained(
+    sample: SampleRoot, capsys: Capture, known: dict[str, Any], shown: str
+) -> None:
+    sample.training(**known, eta_s=0.0)
+    [line] = [line for line in read(capsys, sample, "status").splitlines() if line.startswith("training")]
+    assert line.removeprefix("training").strip() == shown
+
+
 def test_status_of_a_dead_daemon_does_not_say_that_it_trains(sample: SampleRoot, capsys: Capture) -> None:
     sample.daemon("training", heartbeat=stamp(600))
     assert "no heartbeat for 600 s" in read(capsys, sample, "status")
