@@ -25,6 +25,17 @@ def spec_by_pattern(name: str, patterns: Mapping[str, str]) -> str | None:
     return next((spec for glob, spec in patterns.items() if fnmatch.fnmatchcase(name, glob)), None)
 
 
+def must_be_named(name: str) -> RowProblem | None:
+    """Any prose fits the spec of plain text: a note left in the inbox is trained only when somebody says so."""
+    if not name.lower().endswith(".txt"):
+        return None
+    fix = (
+        'to train it as plain text, write {"spec": "completion_v1"} into its sidecar '
+        "(the file's name with .meta.json appended), or set inbox.spec_by_pattern"
+    )
+    return RowProblem("spec_unknown", "a .txt file is trained only when its spec is named", None, "$.spec", fix)
+
+
 class Detection:
     """Finds the one candidate that at least 90 % of the rows fit.
 

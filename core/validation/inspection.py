@@ -24,7 +24,7 @@ from core.formats import Batch, FormatError, RowProblem, RowReader, check_conten
 from core.lineage import Sidecar, SidecarError, check_claims
 from core.validation.contamination import SuiteIndex
 from core.validation.content import ContentChecks
-from core.validation.detection import Detection, named_spec, spec_by_pattern, too_few_fit
+from core.validation.detection import Detection, must_be_named, named_spec, spec_by_pattern, too_few_fit
 from core.validation.held_out import HeldOutDraw
 from core.validation.labels import LabelAudit, TokenStats
 from core.validation.layer_one import LayerOne, canonical_rows
@@ -182,6 +182,8 @@ class Inspection:
         found: DatasetSpec | RowProblem | None
         if name is not None:
             found = named_spec(name, plan.specs)
+        elif unnamed := must_be_named(self._path.name):
+            found = unnamed
         else:
             candidates = [named_spec(name, plan.specs) for name in plan.detect_specs]
             known = [spec for spec in candidates if isinstance(spec, DatasetSpec)]

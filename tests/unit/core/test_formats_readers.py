@@ -61,8 +61,8 @@ def values(path: Path) -> list[Any]:
     return [value for batch in open_rows(path).batches() for value in batch.values]
 
 
-def judged(path: Path) -> ValidationResult:
-    return SpecValidator(DATASET_SPECS).validate_job({"dataset": path, "spec": None}, None)
+def judged(path: Path, spec: str | None = None) -> ValidationResult:
+    return SpecValidator(DATASET_SPECS).validate_job({"dataset": path, "spec": spec}, None)
 
 
 FORMATS = [".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".csv", ".tsv", ".parquet", ".feather", ".arrow"]
@@ -190,7 +190,7 @@ def test_plain_text_is_split_at_blank_lines(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_text("\n\none\ntwo\n\n \nthree\r\n", newline="")
     assert values(path) == [{"text": "one\ntwo"}, {"text": "three"}]
-    assert judged(path).ok
+    assert judged(path, "completion_v1").ok
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".csv", ".json"])

@@ -276,6 +276,21 @@ def test_an_unknown_kind_of_row_names_the_nearest_spec_and_the_columns_that_woul
     assert gates.drop(lines([{"question": "q", "answer": "a"}] * 3), mend)[1]["state"] == "queued"
 
 
+def test_a_note_left_in_the_inbox_is_not_trained_unless_somebody_names_its_spec(
+    gates: Gates, tmp_path: Path, tokenizer: Path
+) -> None:
+    note = "Call the dentist.\n\nBuy milk.\n"
+    folder, verdict = gates.drop(note, name="Notes.TXT")
+    assert (verdict["state"], verdict["code"], verdict["rows"]) == ("rejected", "spec_unknown", 2)
+    assert '{"spec": "completion_v1"}' in verdict["fix"] and "inbox.spec_by_pattern" in verdict["fix"]
+    assert not (folder / "tokens").exists()
+    assert gates.drop(note, {"generator_id": "mine"}, name="notes.txt")[1]["code"] == "spec_unknown"
+    assert gates.drop(note, {"spec": "completion_v1"}, name="notes.txt")[1]["state"] == "queued"
+    farm = Gates(tmp_path / "pattern", tokenizer, inbox={"spec_by_pattern": {"books-*.txt": "completion_v1"}})
+    assert farm.drop(note, name="books-1.txt")[1]["state"] == "queued"
+    assert farm.drop(note, name="notes.txt")[1]["code"] == "spec_unknown"
+
+
 def test_rows_that_fit_two_specs_need_a_name(tmp_path: Path, tokenizer: Path) -> None:
     farm = Gates(tmp_path / "root", tokenizer, inbox={"detect_specs": ["chat_sft_v1", "binary_v1"]})
     metadata = {"skill": "binary", "level": 1, "op": "add", "operands": [1, 2], "result": 3}
