@@ -80,7 +80,10 @@ class DatasetSpec:
             return None
         ours, theirs = lacking[0], columns[lacking[0]]
         if list(columns.values()).count(theirs) > 1:
-            message, fix = f"two fields are to come from the column {_short(theirs)}", "name another column for one of them"
+            message, fix = (
+                f"two fields are to come from the column {_short(theirs)}",
+                "name another column for one of them",
+            )
             return RowProblem("spec_mismatch", f"not {self.name}: {message}", None, f"$.{ours}", fix)
         who = "the spec" if columns is self.columns else "the sidecar"
         there = [key for key in row if key not in columns]
