@@ -20,7 +20,7 @@ _FILE_FACTS = ("job_id", "file", "sha256", "generator", "rows_trained")
 
 
 def lineage(workspace: Workspace, run: str, wanted: str) -> dict[str, Any]:
-    """Answer for a checkpoint (id, its start, step or `checkpoint-<step>`), a file's sha256 (or its start) or a job id.
+    """Answer for a checkpoint (id, its start, step or `checkpoint-<step>`) or a file (sha256, its start, name, job id).
 
     Returns:
         `{"checkpoint" | "file", "files": [...], "checkpoints": [ids in chain order], "served": id | null}`. `served` is
@@ -36,7 +36,7 @@ def lineage(workspace: Workspace, run: str, wanted: str) -> dict[str, Any]:
         ids = [m["id"] for m in chain]
         answer: dict[str, Any] = {"checkpoint": ids[-1], "files": files_in(chain), "checkpoints": ids}
     else:
-        answer = _of_file(workspace, manifests, wanted.lower())
+        answer = _of_file(workspace, manifests, wanted)
     serving = (read_status(workspace.status_file("deployment.json")) or {}).get("serving")
     return {**answer, "served": serving if serving in answer["checkpoints"] else None}
 
@@ -81,5 +81,6 @@ def run_of(manifests: list[dict[str, Any]]) -> str:
 
 
 def _names(entry: dict[str, Any], wanted: str) -> bool:
-    by_content = len(wanted) >= _SHORTEST_SHA256 and str(entry.get("sha256") or "").startswith(wanted)
-    return by_content or str(entry["job_id"]).lower() == wanted
+    lower = wanted.lower()
+    by_content = len(lower) >= _SHORTEST_SHA256 and str(entry.get("sha256") or "").startswith(lower)
+    return by_content or str(entry["job_id"]).lower() == lower or wanted == entry.get("file")

@@ -1,7 +1,8 @@
 """What became of every dropped file: the read side of queue/ and inbox/rejected/ for people (beside all arrows).
 
 Reads    queue/<lane>/<job_id>/verdict.json, inbox/.claim/, inbox/rejected/     Writes  nothing
-Errors   NotFoundError for a job that has no folder; a damaged verdict is shown by what its folder says, never raised
+Errors   NotFoundError for a job that has no folder, or for a name that several answer to;
+         a damaged verdict is shown by what its folder says, never raised
 Used by  the CLI and the monitor, so that both print the same
 """
 
@@ -12,8 +13,10 @@ from typing import Any  # verdicts are JSON documents of config/schemas/verdict.
 from core.atomic import read_json
 from core.errors import JsonError, NotFoundError, StorageError
 from core.job_queue import VERDICT_FILE, is_job_id, new_verdict
-from core.paths import LANES, WAITING_LANES, Workspace
+from core.paths import LANES, WAITING_LANES, Workspace, display_name
 
+_SHORTEST_PART = 4  # characters of a job id that count as naming a job
+_NAMED = 5  # candidates that a message lists
 # For a waiting or active job the lane is the truth; an ended one states itself.
 _STATE_OF_LANE = dict.fromkeys(WAITING_LANES, "queued") | {"active": "active"}
 
@@ -37,6 +40,40 @@ def verdict_of(workspace: Workspace, job_id: str) -> dict[str, Any]:
 def folder_of(workspace: Workspace, job_id: str) -> Path:
     """Where everything about a job lies, refused and claimed files included. Raises NotFoundError."""
     return _find(workspace, job_id)[0]
+
+
+def jobs_called(workspace: Workspace, wanted: str) -> list[str]:
+    """The ids of the jobs that answer to a job id, a part of one, or the name of the dropped file, oldest first.
+
+    Raises:
+        NotFoundError: none does, or the part fits several ids (a file's name may: it can be dropped again).
+    """
+    known = job_ids(workspace)
+    if wanted in known:
+        return [wanted]
+    parts = sorted(job_id for job_id in known if wanted in job_id) if len(wanted) >= _SHORTEST_PART else []
+    if len(parts) == 1:
+        return parts
+    named = [str(v["job_id"]) for v in all_verdicts(workspace) if wanted in (v["file"], display_name(str(v["file"])))]
+    if named:
+        return named
+    if parts:
+        raise _several(wanted, parts)
+    raise NotFoundError(f"no job {wanted!r}", fix="dropforge jobs lists them")
+
+
+def job_called(workspace: Workspace, wanted: str) -> str:
+    """The one job that answers to a name. Raises NotFoundError."""
+    found = jobs_called(workspace, wanted)
+    if len(found) > 1:
+        raise _several(wanted, found)
+    return found[0]
+
+
+def _several(wanted: str, found: list[str]) -> NotFoundError:
+    more = ", ..." if len(found) > _NAMED else ""
+    candidates = ", ".join(found[-_NAMED:])
+    return NotFoundError(f"{len(found)} jobs answer to {wanted!r}", fix=f"name one: {candidates}{more}")
 
 
 def _find(workspace: Workspace, job_id: str) -> tuple[Path, str | None]:

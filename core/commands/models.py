@@ -90,7 +90,7 @@ def _score(suite: dict[str, Any]) -> str:
 
 
 @click.command("lineage")
-@click.argument("wanted", metavar="CHECKPOINT|FILE-OR-SHA256")
+@click.argument("wanted", metavar="CHECKPOINT|FILE|SHA256")
 @common_options
 def lineage_command(wanted: str) -> None:
     """Name the files a checkpoint has seen, or the checkpoints that have seen a file."""

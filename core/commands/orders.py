@@ -1,7 +1,9 @@
 """Commands that ask the daemon for something by a file in inbox/control/. Beside the arrows: the CLI.
 
-Reads    status/control.json, for --wait          Writes  inbox/control/, never a job and never a checkpoint
-Errors   NotFoundError before anything is written when the named job or checkpoint does not exist; DeadlineError
+Reads    status/control.json, for --wait; queue/, status/deployment.json
+Writes   inbox/control/, never a job and never a checkpoint
+Errors   before anything is written: NotFoundError when the named job or checkpoint does not exist, UsageError when its
+         state does not allow it; DeadlineError
 """
 
 import time
@@ -16,11 +18,17 @@ from core.commands.liveness import daemon_runs
 from core.commands.output import say
 from core.control import command_of, write_command, write_request
 from core.errors import DeadlineError, UsageError
-from core.job_queue import JobQueue
-from core.paths import Workspace
+from core.paths import WAITING_LANES, Workspace
 from core.status import read_status
+from core.verdicts import folder_of, job_called, verdict_of
 
 _POLL_S = 0.1
+# What to do instead, by the folder a job lies in; a claim that is checked at this moment is the daemon's to answer.
+_NO_RETRY = dict.fromkeys(WAITING_LANES, "nothing to do: it waits already") | {
+    "active": "nothing to do: it is being trained (dropforge skip takes it out)",
+    "done": "nothing to retry: its rows are trained; rows that were added go into a new file",
+    "rejected": "drop the mended file again: dropforge submit FILE",
+}
 _WAIT_S = 600.0  # an optimizer step of a large model and a commit fit into it
 
 
@@ -82,8 +90,31 @@ def _checkpoint_id(wanted: str) -> str:
     return Catalogue(workspace, current().settings(workspace).run).get(wanted).id
 
 
-def _job_id(wanted: str) -> str:
-    return JobQueue(current().workspace()).find(wanted).job_id
+def _job_to_retry(wanted: str) -> str:
+    """The job's id. Raises NotFoundError, UsageError when it is in a state that knows no retry."""
+    workspace = current().workspace()
+    job_id = job_called(workspace, wanted)
+    fix = _NO_RETRY.get(_lane_of(workspace, job_id))
+    if fix is not None:
+        raise UsageError(
+            f"job {job_id} is {verdict_of(workspace, job_id)['state']}: retry takes failed and held", fix=fix
+        )
+    return job_id
+
+
+def _job_to_cancel(wanted: str) -> str:
+    """The job's id. Raises NotFoundError, UsageError when it has ended."""
+    workspace = current().workspace()
+    job_id = job_called(workspace, wanted)
+    state = verdict_of(workspace, job_id)["state"]
+    if state not in ("queued", "active"):
+        fix = f"nothing to do: dropforge jobs {job_id} tells how it ended"
+        raise UsageError(f"job {job_id} has ended ({state}): cancel takes waiting and active jobs", fix=fix)
+    return job_id
+
+
+def _lane_of(workspace: Workspace, job_id: str) -> str:
+    return folder_of(workspace, job_id).parent.name
 
 
 wait_option = click.option("--wait", is_flag=True, help="Return when it has taken effect.")
@@ -152,8 +183,8 @@ def _request_command(verb: str, help_text: str, argument: str, find: Callable[[s
     return command
 
 
-retry_command = _request_command("retry", "Queue a failed or held job again, under its id.", "JOB_ID", _job_id)
-cancel_command = _request_command("cancel", "Take a waiting job out of the queue.", "JOB_ID", _job_id)
+retry_command = _request_command("retry", "Queue a failed or held job again, under its id.", "JOB_ID", _job_to_retry)
+cancel_command = _request_command("cancel", "Take a waiting job out of the queue.", "JOB_ID", _job_to_cancel)
 promote_command = _request_command(
     "promote", "Publish a checkpoint whatever the judge said (its gate still decides).", "ID", _checkpoint_id
 )
@@ -167,4 +198,8 @@ pin_command = _request_command("pin", "Keep a checkpoint from being removed.", "
 @common_options
 def rollback_command() -> None:
     """Serve the previously served checkpoint again; training is not touched."""
+    deployment = read_status(current().workspace().status_file("deployment.json"))
+    if deployment is not None and deployment.get("ok") and not deployment.get("previous"):
+        serving = deployment.get("serving") or "nothing"
+        raise UsageError(f"nothing was served before {serving}: no way back", fix="dropforge promote ID")
     request("rollback", None)

@@ -20,7 +20,7 @@ from core.errors import NotFoundError
 from core.job_queue import JobQueue
 from core.paths import Workspace, display_name
 from core.status import STALE_AFTER_S, age_s, read_status
-from core.verdicts import all_verdicts, verdict_of
+from core.verdicts import all_verdicts, jobs_called, verdict_of
 
 _REFRESH_S = 1.0
 _FOLLOW_S = 0.2
@@ -141,17 +141,17 @@ def _serving_line(deployment: dict[str, Any]) -> str | None:
 
 
 @click.command("jobs")
-@click.argument("job_id", required=False)
+@click.argument("wanted", metavar="[JOB_ID|FILE]", required=False)
 @common_options
-def jobs_command(job_id: str | None) -> None:
-    """List every dropped file and what became of it, or tell all about one job."""
+def jobs_command(wanted: str | None) -> None:
+    """List every dropped file and what became of it, or tell all about one job (by its id, a part of it, its file)."""
     workspace = current().workspace()
-    if job_id is None:
+    if wanted is None:
         jobs = all_verdicts(workspace)
-        current().show({"jobs": jobs}, lambda: _show_jobs(jobs))
     else:
-        verdict = verdict_of(workspace, job_id)
-        current().show({"jobs": [verdict]}, lambda: _show_job(verdict))
+        jobs = [verdict_of(workspace, job_id) for job_id in jobs_called(workspace, wanted)]
+    alone = wanted is not None and len(jobs) == 1
+    current().show({"jobs": jobs}, lambda: _show_job(jobs[0]) if alone else _show_jobs(jobs))
 
 
 def _show_jobs(jobs: list[dict[str, Any]]) -> None:

@@ -92,6 +92,49 @@ def test_retry_and_cancel_name_a_job_that_exists(workspace: Workspace) -> None:
     assert control_files(workspace) == {"retry": {"id": job_id}}
 
 
+@pytest.mark.parametrize(
+    ("verb", "lane", "fix"),
+    [
+        ("retry", "rejected", "drop the mended file again"),
+        ("retry", "done", "nothing to retry"),
+        ("retry", "normal", "it waits already"),
+        ("cancel", "done", "has ended"),
+        ("cancel", "rejected", "has ended"),
+    ],
+)
+def test_what_a_jobs_state_does_not_allow_is_refused_at_once(
+    workspace: Workspace, verb: str, lane: str, fix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job_id = SampleRoot(workspace).job(lane)["job_id"]
+    assert main([verb, job_id, "--root", str(workspace.root)]) == 2
+    assert fix in capsys.readouterr().err
+    assert control_files(workspace) == {}
+
+
+def test_a_job_is_retried_by_its_files_name_and_a_claim_is_the_daemons_to_answer(workspace: Workspace) -> None:
+    sample = SampleRoot(workspace)
+    job_id = sample.job("held", "mine.jsonl")["job_id"]
+    assert main(["retry", "mine.jsonl", "--root", str(workspace.root)]) == 0
+    assert control_files(workspace) == {"retry": {"id": job_id}}
+    waiting = sample.job("normal")["job_id"]
+    workspace.claim_dir.mkdir(exist_ok=True)
+    (workspace.lane("normal") / waiting).rename(workspace.claim_dir / waiting)
+    assert main(["cancel", waiting, "--root", str(workspace.root)]) == 0
+    assert control_files(workspace)["cancel"] == {"id": waiting}
+
+
+def test_without_a_previous_checkpoint_there_is_no_way_back(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sample = SampleRoot(workspace)
+    sample.deployment("0-aaaaaaaaaaaa")
+    assert main(["rollback", "--root", str(workspace.root)]) == 2
+    assert "dropforge promote ID" in capsys.readouterr().err
+    sample.deployment("5-bbbbbbbbbbbb", "0-aaaaaaaaaaaa")
+    assert main(["rollback", "--root", str(workspace.root)]) == 0
+    assert control_files(workspace) == {"rollback": {}}
+
+
 def test_suite_add_stages_the_suite_complete_and_asks_for_it(workspace: Workspace, tmp_path: Path) -> None:
     items = tmp_path / "sums.jsonl"
     items.write_text('{"id": "a", "prompt": "1+1", "expected": "2"}\n')

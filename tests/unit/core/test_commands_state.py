@@ -112,6 +112,19 @@ def test_an_unknown_job_is_a_usage_error(sample: SampleRoot, capsys: Capture) ->
     assert ask(capsys, sample, "jobs", "20260101T000000000000Z-abcdef", code=2)["error"]["error"] == "not_found"
 
 
+def test_a_job_answers_to_its_files_name_and_to_a_part_of_its_id(sample: SampleRoot, capsys: Capture) -> None:
+    verdict = sample.job("failed", "odd name.jsonl")
+    for wanted in ("odd name.jsonl", verdict["job_id"].rpartition("-")[2], verdict["job_id"]):
+        (found,) = ask(capsys, sample, "jobs", wanted)["jobs"]
+        assert found == verdict
+    again = sample.job("normal", "odd name.jsonl")
+    found_both = ask(capsys, sample, "jobs", "odd name.jsonl")["jobs"]
+    assert [job["job_id"] for job in found_both] == [verdict["job_id"], again["job_id"]]
+    error = ask(capsys, sample, "retry", "odd name.jsonl", code=2)["error"]
+    assert again["job_id"] in error["fix"]
+    assert "jobs answer to" in ask(capsys, sample, "jobs", verdict["job_id"][:6], code=2)["error"]["message"]
+
+
 def test_a_job_for_a_person_says_what_is_wrong_and_how_to_mend_it(sample: SampleRoot, capsys: Capture) -> None:
     job_id = next(j["job_id"] for j in ask(capsys, sample, "jobs")["jobs"] if j["code"] == "bad_json")
     shown = read(capsys, sample, "jobs", job_id)
@@ -163,6 +176,12 @@ def test_lineage_of_a_file_lists_the_checkpoints_that_saw_it(sample: SampleRoot,
     doc = ask(capsys, sample, "lineage", sha256)
     assert (doc["file"], doc["checkpoints"], doc["served"]) == (sha256, [kept.id, best.id], best.id)
     assert ask(capsys, sample, "lineage", kept.manifest["jobs"][0]["job_id"])["file"] == sha256
+
+
+def test_lineage_of_a_file_takes_the_name_it_was_dropped_under(sample: SampleRoot, capsys: Capture) -> None:
+    doc = ask(capsys, sample, "lineage", "greetings.jsonl")
+    assert [file["file"] for file in doc["files"]] == ["greetings.jsonl"]
+    assert doc["checkpoints"] == [c.id for c in sample.catalogue.committed()[1:]]
 
 
 def test_lineage_survives_the_removal_of_a_checkpoint(sample: SampleRoot, capsys: Capture) -> None:
