@@ -25,6 +25,8 @@ GENERATORS = ("discrimination", "syllo_local", "syllo_api", "curriculum", "manua
 MANUAL = "manual"
 _LINEAGE_KEYS = ("generator_id", "generator_version", "generated_at", "params", "source", "extra")
 _MAX_BYTES = 1 << 20
+_SIMILAR = 0.8  # share of equal letters from which an unknown key looks like a known one misspelt
+_LONGEST_KEY, _MOST_KEYS = 60, 200  # letters of a key, keys of a sidecar that are looked at for misspelling
 _NEVER = (
     "locked base_model model_architecture model_name model_path trust_remote_code profile hyperparams trainer "
     "validation inbox run epochs learning_rate batch_size gradient_accumulation max_length fp_precision seed"
@@ -71,10 +73,26 @@ class Sidecar:
     def columns(self) -> dict[str, str] | None:
         return self.doc.get("columns")
 
+    def misspelt_keys(self) -> dict[str, str]:
+        """Keys that nobody reads and that look like one that is read -> that one. Other unknown keys are the user's."""
+        known = _known_keys()
+        lacking = [key for key in known if key not in self.doc]
+        found: dict[str, str] = {}
+        for key in [str(key) for key in self.doc if key not in known][:_MOST_KEYS]:
+            near = difflib.get_close_matches(key.lower(), lacking, 1, _SIMILAR) if len(key) <= _LONGEST_KEY else []
+            if near:
+                found[key] = near[0]
+        return found
+
 
 @cache
 def _schema() -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(read_json(schema_file("sidecar")))
+
+
+@cache
+def _known_keys() -> tuple[str, ...]:
+    return tuple(read_json(schema_file("sidecar"))["properties"])
 
 
 def read_sidecar(path: Path) -> Sidecar:

@@ -148,3 +148,5 @@ def show_verdict(verdict: dict[str, Any]) -> None:
     for issue in verdict["issues"]:
         lines = ", ".join(str(n) for n in issue["examples"][:5])
         say(f"  {issue['severity']}: {issue['code']} x{issue['count']}" + (f" (lines {lines})" if lines else ""))
+        if "message" in issue:
+            say(f"    {issue['message']}")

@@ -28,7 +28,7 @@ from core.validation.detection import Detection, must_be_named, named_spec, spec
 from core.validation.held_out import HeldOutDraw
 from core.validation.labels import LabelAudit, TokenStats
 from core.validation.layer_one import LayerOne, canonical_rows
-from core.validation.result import MAX_EXPLAINED, Issues, ValidationResult
+from core.validation.result import MAX_EXAMPLES, MAX_EXPLAINED, Issues, ValidationResult
 from core.validation.rows import TrainingRow, rename_columns, row_sha256, shaped
 from core.validation.sample import AUDITED_ROWS, RowSample
 from core.validation.specs import DatasetSpec
@@ -152,6 +152,7 @@ class Inspection:
 
     def _run(self) -> None:
         self.size_bytes = self._path.stat().st_size
+        self._note_misspelt_keys()
         check_content(self._path)
         self._find_spec()
         draw = self._first_pass(self.spec)
@@ -171,6 +172,12 @@ class Inspection:
             self._content.report(self.issues, self._plan.limits, self._duplicates)
 
     # -- layer 1 --------------------------------------------------------------------------------------------------
+
+    def _note_misspelt_keys(self) -> None:
+        keys = self._sidecar.misspelt_keys()
+        if keys:
+            told = ", ".join(f"{key!r} (did you mean {near!r}?)" for key, near in list(keys.items())[:MAX_EXAMPLES])
+            self.issues.warn("sidecar_key_unknown", len(keys), message=f"keys of the sidecar are not read: {told}")
 
     def _find_spec(self) -> None:
         plan = self._plan

@@ -13,7 +13,7 @@ MAX_EXAMPLES = 10  # line numbers kept for each kind of issue
 SPEC_VALIDATOR = ("SpecValidator", "1.0.0")
 DATA_VALIDATOR = ("DataValidator", "1.0.0")
 VALIDATOR_VERSIONS: dict[str, str] = {SPEC_VALIDATOR[0]: SPEC_VALIDATOR[1], DATA_VALIDATOR[0]: DATA_VALIDATOR[1]}
-_SPEC_CODES = {"spec_unknown", "spec_mismatch", "sidecar_mismatch", "locked_field"}
+_SPEC_CODES = {"spec_unknown", "spec_mismatch", "sidecar_mismatch", "sidecar_key_unknown", "locked_field"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,7 @@ class ValidationResult:
 class _Kind:
     count: int = 0
     lines: list[int] = dataclasses.field(default_factory=list)
+    message: str | None = None
 
 
 class Issues:
@@ -56,11 +57,12 @@ class Issues:
         if foremost or self.first is None or (line or 0) < self.first[0]:
             self.first = (line or 0, problem)
 
-    def warn(self, code: str, count: int = 1, lines: list[int] | None = None) -> None:
-        """Add warnings of one kind."""
+    def warn(self, code: str, count: int = 1, lines: list[int] | None = None, message: str | None = None) -> None:
+        """Add warnings of one kind; a message where the code alone does not say enough."""
         kind = self._kinds.setdefault(("warning", code), _Kind())
         kind.count += count
         kind.lines += (lines or [])[: MAX_EXAMPLES - len(kind.lines)]
+        kind.message = message or kind.message
 
     def _count(self, severity: str, code: str, line: int | None) -> None:
         kind = self._kinds.setdefault((severity, code), _Kind())
@@ -69,7 +71,7 @@ class Issues:
             kind.lines.append(line)
 
     def as_list(self) -> list[dict[str, Any]]:
-        """The contract's `issues`, errors first."""
+        """The contract's `issues`, errors first; those that need words have a `message` too."""
         return [
             {
                 "validator": validator,
@@ -78,6 +80,7 @@ class Issues:
                 "code": code,
                 "count": kind.count,
                 "examples": kind.lines,
+                **({"message": kind.message} if kind.message else {}),
             }
             for (severity, code), kind in sorted(self._kinds.items())
             for validator, version in [SPEC_VALIDATOR if code in _SPEC_CODES else DATA_VALIDATOR]

@@ -85,7 +85,7 @@ async function showJob(id) {
 function issues(found) {
   return h("ul", { class: "files" }, ...found.slice(0, 100).map((issue) => h("li", { class: "stacked" },
     h("span", {}, h("span", { class: `badge mood-${issue.severity === "error" ? "bad" : "warn"}`, text: issue.severity }), h("span", { class: "code", text: issue.code })),
-    h("span", { class: "dim num", text: `${issue.validator}: ${plural(issue.count, "row")}${issue.examples?.length ? `, e.g. line ${issue.examples.slice(0, 5).join(", ")}` : ""}` }))));
+    h("span", { class: "dim num", text: issue.message ? `${issue.validator}: ${issue.message}` : `${issue.validator}: ${plural(issue.count, "row")}${issue.examples?.length ? `, e.g. line ${issue.examples.slice(0, 5).join(", ")}` : ""}` }))));
 }
 
 function commands({ job_id: id, state }) {

@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
+from core.commands.files import show_verdict
 from core.job_queue import Job
+from core.paths import schema_file
 from core.validation import TokenCache, expected_rows, token_cache_of
 from core.validation.gate import check_file, encoder_for
 from gate_kit import Gates, chat, lines, save_tokenizer
@@ -71,6 +74,21 @@ def test_a_column_that_only_the_sidecar_knows_is_named_and_the_nearest_one_too(
     assert verdict["state"] == "rejected"
     assert f"the sidecar names a column {typo!r} that the row lacks" in verdict["message"]
     assert fix in verdict["fix"]
+
+
+@pytest.mark.parametrize(("key", "near"), [("colums", "columns"), ("Spec", "spec"), ("priorty", "priority")])
+def test_a_misspelt_key_of_a_sidecar_is_a_warning_that_names_the_key_that_was_meant(
+    gates: Gates, capsys: pytest.CaptureFixture[str], key: str, near: str
+) -> None:
+    _, verdict = gates.drop(lines([chat()]), {key: "low", "extra": {}, "extras": 1, "team": "a", "k" * 100: 1})
+    assert verdict["state"] == "queued"
+    [issue] = [issue for issue in verdict["issues"] if issue["code"] == "sidecar_key_unknown"]
+    assert (issue["severity"], issue["validator"], issue["count"]) == ("warning", "SpecValidator", 1)
+    assert f"{key!r} (did you mean {near!r}?)" in issue["message"]
+    show_verdict(verdict)
+    assert issue["message"] in capsys.readouterr().out
+    schema = json.loads(schema_file("verdict").read_text())
+    jsonschema.validate(issue, schema["properties"]["issues"]["items"])
 
 
 def test_paths_in_a_sidecar_are_ignored_and_its_priority_chooses_the_lane(gates: Gates) -> None:
