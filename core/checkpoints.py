@@ -146,14 +146,16 @@ class Catalogue:
         """Find by id, by `checkpoint-<step>`, by step or by an unambiguous start of the id.
 
         Raises:
-            NotFoundError: none or several match.
+            NotFoundError: none or several match, or retention has removed the weights of the one that does.
         """
-        committed = self.committed()
-        exact = [c for c in committed if wanted in (c.id, str(c.step), f"checkpoint-{c.step}")]
-        found = exact or [c for c in committed if wanted and c.id.startswith(wanted)]
+        committed = {checkpoint.id: checkpoint for checkpoint in self._folders()}
+        named = _answering(self.manifests(), wanted)
+        found = [committed[checkpoint_id] for checkpoint_id in named if checkpoint_id in committed]
         if len(found) == 1:
             return found[0]
-        problem = "no checkpoint" if not found else "more than one checkpoint"
+        if len(named) == 1 and committed:
+            raise _removed(named[0], list(committed.values()))
+        problem = "more than one checkpoint" if len(named) > 1 else "no checkpoint"
         raise NotFoundError(f"{problem} {wanted!r} in run {self.run}", fix="dropforge checkpoints lists them")
 
     def chain(self, checkpoint_id: str) -> list[dict[str, Any]]:
@@ -326,6 +328,21 @@ def expected_id(manifest: Mapping[str, Any]) -> str:
     is_base = manifest["parent"] is None
     digest = weights_sha256(manifest["files"], None if is_base else manifest["base"]["sha256"])
     return f"{manifest['step']}-{digest[:12]}"
+
+
+def _answering(manifests: list[dict[str, Any]], wanted: str) -> list[str]:
+    """The ids that answer to an id, a step or `checkpoint-<step>`; without any, those that start so."""
+    exact = [m["id"] for m in manifests if wanted in (m["id"], str(m["step"]), f"checkpoint-{m['step']}")]
+    return exact or [m["id"] for m in manifests if wanted and m["id"].startswith(wanted)]
+
+
+def _removed(checkpoint_id: str, kept: list[Checkpoint]) -> NotFoundError:
+    step = int(checkpoint_id.partition("-")[0])
+    nearest = min(kept, key=lambda c: abs(c.step - step))
+    return NotFoundError(
+        f"checkpoint {checkpoint_id} was committed, its weights were removed (checkpoints.keep)",
+        fix=f"nearest kept: {nearest.id}; dropforge pin ID keeps one for good",
+    )
 
 
 def _in_chain_order(manifests: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:

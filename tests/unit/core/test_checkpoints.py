@@ -164,6 +164,20 @@ def test_a_checkpoint_is_found_by_id_step_name_or_unambiguous_start(catalogue: C
             catalogue.get(wanted)
 
 
+def test_asking_for_removed_weights_says_so_and_names_the_nearest_kept(catalogue: Catalogue) -> None:
+    chain = [commit(catalogue, 0, None)]
+    for step in (40, 50, 500):
+        chain.append(commit(catalogue, step, chain[-1]))
+    catalogue.remove(chain[2])
+    for wanted in (chain[2].id, "50", chain[2].id[:6]):
+        with pytest.raises(NotFoundError, match="weights were removed") as refused:
+            catalogue.get(wanted)
+        assert chain[1].id in refused.value.fix
+        assert "dropforge pin" in refused.value.fix
+    with pytest.raises(NotFoundError, match="no checkpoint"):
+        catalogue.get("51")
+
+
 def test_only_a_commit_that_covers_the_last_row_ends_a_job(catalogue: Catalogue) -> None:
     job = {"rows_train": 10, "epochs": 2}
     base = commit(catalogue, 0, None)
