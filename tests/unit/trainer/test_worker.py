@@ -58,6 +58,16 @@ def test_the_second_file_really_trains_with_moments_and_step_count_that_go_on(ma
     assert worker.run.loads == 1  # nothing was read from the disk again
 
 
+def test_a_job_begins_with_its_own_step_and_no_time_left_of_the_job_before(make_farm: MakeFarm) -> None:
+    farm = make_farm()
+    job = farm.drop(chats(10))
+    worker = farm.worker()
+    worker.view.show(current_step=327, total_steps=327, eta_s=0.0)
+    worker._begin(farm.queue.move(job, "active"))
+    said = farm.status()
+    assert (said["current_step"], said["total_steps"], said["eta_s"]) == (0, 5, None)
+
+
 def test_training_one_file_after_another_in_one_process_or_in_two_gives_the_same_bits(make_farm: MakeFarm) -> None:
     warm, cold = make_farm("warm"), make_farm("cold")
     for farm in (warm, cold):
