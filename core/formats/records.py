@@ -1,5 +1,6 @@
 """What readers of records share: batches of bounded size from (line, value) pairs (arrow: intake)."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -8,16 +9,16 @@ from core.formats.rows import Batch, Notes, Value
 _BATCH_ROWS = 256
 
 
-class RecordReader:
+class RecordReader(ABC):
     """A reader whose rows come one by one from `_records`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.notes = Notes()
 
+    @abstractmethod
     def _records(self, notes: Notes) -> Iterator[tuple[int, Value]]:
         """Give (line or record number, value) and fill in the notes."""
-        raise NotImplementedError
 
     def line_bound(self) -> int:
         """Every row takes a byte or more; packed columns may take less, hence the factor."""
