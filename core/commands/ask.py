@@ -1,14 +1,20 @@
 """`dropforge ask`: one question to the model that is served, the answer as it comes. Beside the arrows: the CLI.
 
-Reads    status/deployment.json; POST /v1/chat/completions of the server, streamed for a person       Writes  stdout
-Errors   ServiceUnavailable and its family when the server does not answer or refuses
+Reads    status/deployment.json, checkpoints/<run>/; POST /v1/chat/completions of the server, streamed for a person
+Writes   stdout
+Errors   ServiceUnavailable and its family when the server does not answer or refuses; NotFoundError for a checkpoint
+         that the server does not have, saying what became of it
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any  # Any: chunks of an answer are JSON
 
 import click
 
+from core.checkpoints import Catalogue
 from core.commands.invocation import common_options, current
+from core.errors import CheckpointError, NotFoundError
 from core.hosts import serving_url
 from core.paths import Workspace
 from core.status import read_status
@@ -32,17 +38,43 @@ def ask_command(prompt: str, checkpoint: str | None, max_tokens: int, temperatur
     workspace = current().workspace()
     url = _url(workspace)
     body = {
-        "model": checkpoint or "dropforge",
+        "model": _full_id(workspace, checkpoint) if checkpoint else "dropforge",
         "messages": [{"role": "user", "content": prompt}],
         "max_tokens": max_tokens,
         "temperature": temperature,
     }
-    with ServiceClient("inference", url, max_retries=1) as client:
+    with ServiceClient("inference", url, max_retries=1) as client, _known_checkpoint(workspace, checkpoint):
         if current().as_json:
             answer = client.post(_PATH, body, repeatable=True).json
             current().show(answer, lambda: None)
         else:
             _stream(client, body)
+
+
+def _full_id(workspace: Workspace, wanted: str) -> str:
+    """The id that a step or the start of an id stands for; the server knows nothing shorter."""
+    try:
+        return Catalogue(workspace, current().settings(workspace).run).get(wanted).id
+    except (NotFoundError, CheckpointError):
+        return wanted  # the server may keep what training has removed, or be another machine's
+
+
+@contextmanager
+def _known_checkpoint(workspace: Workspace, checkpoint: str | None) -> Iterator[None]:
+    """Say of a checkpoint that the server does not have what became of it: never committed, removed, not published."""
+    from core.services import ServiceHttpError
+
+    try:
+        yield
+    except ServiceHttpError as error:
+        if checkpoint is None or error.status != 404:
+            raise
+        found = Catalogue(workspace, current().settings(workspace).run).get(checkpoint)
+        raise NotFoundError(
+            f"checkpoint {found.id} is committed, but the server does not have it",
+            where=error.where,
+            fix=f"dropforge promote {found.id} sends it there",
+        ) from error
 
 
 def _url(workspace: Workspace) -> str:

@@ -12,6 +12,7 @@ import pytest
 from core.cli import main
 from core.job_queue import new_job_id, new_verdict
 from core.paths import Workspace
+from sample_root import working_day
 
 Capture = pytest.CaptureFixture[str]
 GOOD = '{"text": "a row"}\n'
@@ -124,6 +125,7 @@ class Server(ThreadingHTTPServer):
 
     asked: dict[str, Any]
     key: str | None
+    has: tuple[str, ...] = ("dropforge", "7-abc")
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -132,11 +134,14 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.server.asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.key = self.headers.get("Authorization")
-        if self.server.asked.get("stream"):
+        known = self.server.asked["model"] in self.server.has
+        if not known:
+            body = json.dumps({"error": {"message": "the model does not exist", "code": "model_not_found"}})
+        elif self.server.asked.get("stream"):
             body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in self.chunks()) + "data: [DONE]\n\n"
         else:
             body = json.dumps({"choices": [{"message": {"content": "blue"}}], "system_fingerprint": "7-abc"})
-        self.send_response(200)
+        self.send_response(200 if known else 404)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body.encode())
@@ -192,3 +197,25 @@ def test_ask_finds_the_server_that_the_running_daemon_hears(workspace: Workspace
     workspace.status_file("deployment.json").write_text(json.dumps(heard))
     assert main(["ask", "what colour?", "--json", "--root", str(workspace.root)]) == 0
     assert server.asked["messages"][0]["content"] == "what colour?"
+
+
+def test_ask_says_what_became_of_a_checkpoint_that_the_server_does_not_have(
+    workspace: Workspace, server: Server, capsys: Capture
+) -> None:
+    sample = working_day(workspace)
+    _base, removed, newest = sample.catalogue.committed()
+    sample.catalogue.remove(removed)
+    workspace.status_file("deployment.json").unlink()
+
+    def said(checkpoint: str, *, code: int) -> str:
+        options = ["--set", f"inference.port={server.server_port}", "--root", str(workspace.root)]
+        assert main(["ask", "hi", "--checkpoint", checkpoint, *options]) == code
+        return capsys.readouterr().err
+
+    assert "its weights were removed" in said(removed.id, code=2)
+    assert f"dropforge promote {newest.id}" in said("560", code=2)
+    assert "no checkpoint 'nonsense'" in said("nonsense", code=2)
+    server.has = (removed.id, newest.id)
+    assert "[7-abc]" in said(removed.id, code=0), "the server may keep what training has removed"
+    said("560", code=0)
+    assert server.asked["model"] == newest.id, "a step or a short id is enough here, as in every other command"
