@@ -8,12 +8,14 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-from datasketch import MinHash, MinHashLSH
+from typing import TYPE_CHECKING
 
 from core.formats import RowProblem
 from core.validation.result import MAX_EXAMPLES, Issues
 from core.validation.rows import TrainingRow, normal_text
+
+if TYPE_CHECKING:  # datasketch loads scipy: 0.4 s, for level deep alone
+    from datasketch import MinHash, MinHashLSH
 
 _CONTROL = re.compile(r"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _PRIVATE = re.compile(
@@ -53,7 +55,7 @@ class ContentChecks:
         self._classes: Counter[str] = Counter()
         self._scripts: Counter[str] = Counter()
         self._shapes: Counter[str] = Counter()
-        self._near = MinHashLSH(threshold=_ALIKE, num_perm=_HASHES) if self._deep else None
+        self._near = _new_index() if self._deep else None
 
     def look(self, line: int, row: TrainingRow) -> None:
         """Look at one row that will be trained."""
@@ -134,7 +136,15 @@ def _plain(text: str) -> str:
     return " ".join(str(_NUMBER_WORDS.index(word)) if word in _NUMBER_WORDS else word for word in words)
 
 
-def _sketch(text: str) -> MinHash:
+def _new_index() -> "MinHashLSH":
+    from datasketch import MinHashLSH
+
+    return MinHashLSH(threshold=_ALIKE, num_perm=_HASHES)
+
+
+def _sketch(text: str) -> "MinHash":
+    from datasketch import MinHash
+
     words = normal_text(text).casefold().split()
     shingles = {" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
     sketch = MinHash(num_perm=_HASHES)
