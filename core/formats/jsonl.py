@@ -9,12 +9,16 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from core.formats.bytes_in import Unpack, file_chunks
 from core.formats.rows import MAX_ROW_BYTES, Batch, Notes, RowProblem, Value
 from core.formats.strict_json import parse_row, parse_rows
 
 _FEW = 4  # lines of a doubtful block that are looked at one by one
-_BLANKS, _RETURN = b" \t\r", ord("\r")
+_BLANKS = b" \t\r"
+_RETURN, _LINE_FEED, _OPEN, _CLOSE = ord("\r"), ord("\n"), ord("{"), ord("}")
 _BOM = b"\xef\xbb\xbf"
 _TOO_LONG = RowProblem(
     "too_large", f"a line over {MAX_ROW_BYTES >> 20} MiB", fix="split the row, or check that lines end in LF"
@@ -37,73 +41,112 @@ class JsonlReader:
     def batches(self) -> Iterator[Batch]:
         self.notes = notes = Notes()
         for first_line, block in self._blocks(notes):
-            batch = self._batch(first_line, block, notes)
+            count = _plain_lines(block) if block is not None else 0
+            if block is not None and count:
+                batch = Batch.unparsed(notes.rows, range(first_line, first_line + count), block, _parse_plain)
+            else:
+                batch = self._batch(first_line, block, notes)
             notes.rows += len(batch.lines)
             if batch.lines:
                 yield batch
 
-    def _batch(self, first_line: int, block: list[bytes | None], notes: Notes) -> Batch:
-        batch = Batch(notes.rows)
+    def _batch(self, first_line: int, block: bytes | None, notes: Notes) -> Batch:
+        if block is None:
+            return Batch(notes.rows, [first_line], [_TOO_LONG])
+        lines: list[int] = []
         raws: list[bytes] = []
-        for line, raw in enumerate(block, first_line):
-            if raw is None:
-                batch.values += _values(raws)
-                batch.values.append(_TOO_LONG)
-                raws = []
-            elif not raw or (raw[0] in _BLANKS and not raw.strip(b" \t\r")):
+        for line, raw in enumerate(block.removesuffix(b"\n").split(b"\n"), first_line):
+            if _is_blank(raw):
                 notes.forgive("blank_line", line)
                 continue
-            else:
-                raws.append(raw)
-                if raw[-1] == _RETURN:
-                    notes.forgive("crlf", line)
-            batch.lines.append(line)
-        batch.values += _values(raws)
-        if batch.lines and "no_final_newline" in notes.counts:
-            self._explain_cut(batch)
-        return batch
+            if raw[-1] == _RETURN:
+                notes.forgive("crlf", line)
+            lines.append(line)
+            raws.append(raw)
+        values = _values(raws)
+        if lines and "no_final_newline" in notes.counts:
+            values[-1] = _explain_cut(values[-1], lines[-1])
+        return Batch(notes.rows, lines, values)
 
     def some(self, wanted: Collection[int]) -> Iterator[tuple[int, int, Value]]:
-        row = 0
+        row, todo = 0, np.array(sorted(wanted))
         for first_line, block in self._blocks(None):
-            for line, raw in enumerate(block, first_line):
-                if raw is not None and not raw.strip(b" \t\r"):
+            count = _plain_lines(block) if block is not None else 0
+            if count and not np.diff(np.searchsorted(todo, (row, row + count)))[0]:
+                row += count
+                continue
+            lines = [None] if block is None else block.removesuffix(b"\n").split(b"\n")
+            for line, raw in enumerate(lines, first_line):
+                if raw is not None and _is_blank(raw):
                     continue
                 if row in wanted:
                     yield row, line, _TOO_LONG if raw is None else parse_row(raw.rstrip(b"\r"))
                 row += 1
 
     def line_bound(self) -> int:
-        return 1 + sum(chunk.count(b"\n") for chunk in self._chunks(None))
+        return 1 + sum(int(np.count_nonzero(_bytes_of(chunk) == _LINE_FEED)) for chunk in self._chunks(None))
 
-    def _blocks(self, notes: Notes | None) -> Iterator[tuple[int, list[bytes | None]]]:
-        """Give (number of the first line, lines without LF); None for a line over the cap, whose bytes are not kept."""
+    def _blocks(self, notes: Notes | None) -> Iterator[tuple[int, bytes | None]]:
+        """Give (number of the first line, whole lines with their LF); None for one line over the cap, not kept.
+
+        Only the last line of the file may lack its LF.
+        """
         number, rest, overlong, begun = 1, b"", False, False
         for chunk in self._chunks(notes):
             if not begun and chunk.startswith(_BOM):
                 if notes is not None:
                     notes.forgive("bom", 1)
                 chunk = chunk.removeprefix(_BOM)
-            begun = True
-            head, *lines = chunk.split(b"\n")
-            rest = b"" if overlong else rest + head
-            if lines:
-                first = None if overlong or len(rest) > MAX_ROW_BYTES else rest
-                yield number, [first, *lines[:-1]]
-                number, rest, overlong = number + len(lines), lines[-1], False
+            begun = begun or chunk != b""
+            cut = chunk.rfind(b"\n") + 1
+            if cut:
+                end = chunk.find(b"\n") + 1
+                if overlong or len(rest) + end - 1 > MAX_ROW_BYTES:
+                    yield number, None
+                    number, rest, overlong, chunk, cut = number + 1, b"", False, chunk[end:], cut - end
+                if cut:
+                    block = rest + chunk[:cut]
+                    yield number, block
+                    number += int(np.count_nonzero(_bytes_of(block) == _LINE_FEED))
+                rest = chunk[cut:]
+            elif not overlong:
+                rest += chunk
             if len(rest) > MAX_ROW_BYTES:
                 rest, overlong = b"", True
         if rest or overlong:
             if notes is not None:
                 notes.forgive("no_final_newline", number)
-            yield number, [None if overlong else rest]
+            yield number, None if overlong else rest
 
-    def _explain_cut(self, batch: Batch) -> None:
-        """A last line that stops in the middle is most likely a broken transfer: say so."""
-        last = batch.values[-1]
-        if "no_final_newline" in self.notes.counts and isinstance(last, RowProblem) and last.code == "bad_json":
-            cut = f"line {batch.lines[-1]} is incomplete: was the transfer cut? ({last.message})"
-            batch.values[-1] = replace(last, message=cut, fix="copy the whole file again")
+
+def _bytes_of(text: bytes) -> NDArray[np.uint8]:
+    return np.frombuffer(text, dtype=np.uint8)
+
+
+def _is_blank(raw: bytes) -> bool:
+    return not raw or (raw[0] in _BLANKS and not raw.strip(_BLANKS))
+
+
+def _plain_lines(block: bytes) -> int:
+    """How many lines a block has when each begins with { and ends with } and LF; 0 when one does not."""
+    chars = _bytes_of(block)
+    ends = np.flatnonzero(chars == _LINE_FEED)
+    if not len(ends) or chars[0] != _OPEN or ends[-1] != len(chars) - 1:
+        return 0
+    whole = (chars[ends - 1] == _CLOSE).all() and (chars[ends[:-1] + 1] == _OPEN).all()
+    return len(ends) if whole else 0
+
+
+def _parse_plain(block: bytes) -> list[Value]:
+    return _values(block[:-1].split(b"\n"))
+
+
+def _explain_cut(value: Value, line: int) -> Value:
+    """A last line that stops in the middle is most likely a broken transfer: say so."""
+    if not isinstance(value, RowProblem) or value.code != "bad_json":
+        return value
+    cut = f"line {line} is incomplete: was the transfer cut? ({value.message})"
+    return replace(value, message=cut, fix="copy the whole file again")
 
 
 def _values(raws: list[bytes]) -> list[Value]:

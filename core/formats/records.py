@@ -26,16 +26,17 @@ class RecordReader(ABC):
 
     def batches(self) -> Iterator[Batch]:
         self.notes = notes = Notes()
-        batch = Batch(0)
+        lines: list[int] = []
+        values: list[Value] = []
         for line, value in self._records(notes):
-            batch.lines.append(line)
-            batch.values.append(value)
+            lines.append(line)
+            values.append(value)
             notes.rows += 1
-            if len(batch.lines) >= _BATCH_ROWS:
-                yield batch
-                batch = Batch(notes.rows)
-        if batch.lines:
-            yield batch
+            if len(lines) >= _BATCH_ROWS:
+                yield Batch(notes.rows - len(lines), lines, values)
+                lines, values = [], []
+        if lines:
+            yield Batch(notes.rows - len(lines), lines, values)
 
     def some(self, wanted: Collection[int]) -> Iterator[tuple[int, int, Value]]:
         for row, (line, value) in enumerate(self._records(Notes())):

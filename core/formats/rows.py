@@ -1,6 +1,6 @@
 """What every format hands to the gates: batches of rows, or of reasons why one cannot be read (arrow: intake)."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol  # a row is a JSON object of any shape
 
@@ -33,13 +33,36 @@ def reencode(encoding: str) -> str:
 LATIN1_FIX = f"{reencode('latin1')} (if it is Latin-1)"  # any bytes are Latin-1: whether these are, a person must say
 
 
-@dataclass(slots=True)
 class Batch:
-    """Consecutive rows. `first` is the 0-based number of the first, `lines` their 1-based line numbers."""
+    """Consecutive rows, parsed when their values are first asked for.
 
-    first: int
-    lines: list[int] = field(default_factory=list)
-    values: list[Value] = field(default_factory=list)
+    Attributes:
+        first: the 0-based number of the first row.
+        lines: 1-based line numbers of the rows.
+        text: the rows as JSON, each closed by LF, begun by { and ended by }, not parsed yet; None where that is not so.
+    """
+
+    __slots__ = ("_parse", "_values", "first", "lines", "text")
+
+    def __init__(self, first: int, lines: Sequence[int] = (), values: Sequence[Value] = ()) -> None:
+        self.first, self.lines = first, lines
+        self.text: bytes | None = None
+        self._values: Sequence[Value] | None = values
+        self._parse: Callable[[bytes], list[Value]] | None = None
+
+    @classmethod
+    def unparsed(cls, first: int, lines: Sequence[int], text: bytes, parse: Callable[[bytes], list[Value]]) -> "Batch":
+        """Rows that need no parsing when a faster look at their text will do."""
+        batch = cls(first, lines)
+        batch.text, batch._values, batch._parse = text, None, parse
+        return batch
+
+    @property
+    def values(self) -> Sequence[Value]:
+        """One JSON object a row, or why it is none."""
+        if self._values is None and self._parse is not None and self.text is not None:
+            self._values = self._parse(self.text)
+        return self._values or ()
 
 
 @dataclass(slots=True)

@@ -19,7 +19,7 @@ MAX_DEPTH = 64
 _MAX_INT_DIGITS = 20
 _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
 _KEY_GAP = re.compile(rb'"[ \t\r]+:')
-_ODD_ESCAPES = (b"\\u000", b"\\u001", b"\\u0022", b"\\u003", b"\\u005")
+_ODD_ESCAPES = (b"\\u0000", b"\\u0022", b"\\u003a", b"\\u003A")  # NUL, and what `key_ends` counts
 _DIGITS_ONLY = bytes(ord("0") if chr(byte).isascii() and chr(byte).isdigit() else ord(" ") for byte in range(256))
 _LONG_DIGITS = b"0" * 19
 _STRIDE = 9
@@ -61,22 +61,41 @@ def _not_an_object(value: object) -> RowProblem:
     return RowProblem("bad_json", f"the row is {kind}, not an object", 1, "$", hint)
 
 
+def key_ends(text: bytes) -> int | None:
+    """How often `":` stands in a text of JSON objects: as often as in their values written out again, unless one of
+    two equal keys was swallowed.
+
+    Numpy, since CPython's search for two bytes is ten times slower than a comparison of all of them.
+
+    Returns:
+        None where that cannot be told (a key apart from its colon, a quote or colon escaped by number), and for an
+        escaped U+0000: such lines are looked at one by one.
+    """
+    chars = np.frombuffer(text, dtype=np.uint8)
+    before = chars[np.flatnonzero(chars == _COLON) - 1]
+    if ((before == _SPACE) | (before == _TAB) | (before == _RETURN)).any() and _KEY_GAP.search(text):
+        return None
+    escapes = np.flatnonzero(chars == _BACKSLASH)
+    if (chars[escapes + 1] == _U).any() and any(escape in text for escape in _ODD_ESCAPES):
+        return None
+    return int(np.count_nonzero(before == _QUOTE))
+
+
+def count_key_ends(written: bytes) -> int:
+    """How often `":` stands in JSON that we wrote ourselves."""
+    chars = np.frombuffer(written, dtype=np.uint8)
+    return int(np.count_nonzero((chars[1:] == _COLON) & (chars[:-1] == _QUOTE)))
+
+
 def _harmless(text: bytes, values: list[Any]) -> bool:
     """True when nothing that we refuse can hide in lines that orjson accepted.
 
-    Duplicate keys: `":` stands in the text as often as in the values written out again, unless a key was swallowed (or
-    stands apart from its colon, or a quote or colon is escaped by number: such lines are looked at one by one).
-    Depth is at most the number of opening brackets of a line; cut integers have 19 digits or more. Numpy, since
-    CPython's search for two bytes is ten times slower than a comparison of all of them.
+    Depth is at most the number of opening brackets of a line; cut integers have 19 digits or more.
     """
+    keys = key_ends(text)
+    if keys is None:
+        return False
     chars = np.frombuffer(text, dtype=np.uint8)
-    colons = np.flatnonzero(chars == _COLON)
-    before = chars[colons - 1]
-    if ((before == _SPACE) | (before == _TAB) | (before == _RETURN)).any() and _KEY_GAP.search(text):
-        return False
-    escapes = np.flatnonzero(chars == _BACKSLASH)
-    if (chars[escapes + 1] == _U).any() and any(escape in text for escape in _ODD_ESCAPES):
-        return False
     opens = np.flatnonzero((chars | 32) == _BRACE)  # [ and { differ in this bit
     if len(opens) > MAX_DEPTH:
         starts = np.searchsorted(opens, np.flatnonzero(chars == _LINE_FEED))
@@ -85,9 +104,7 @@ def _harmless(text: bytes, values: list[Any]) -> bool:
     digits = (chars[::_STRIDE] - _ZERO) < 10  # a run of 19 covers two neighbours of every ninth byte
     if (digits[1:] & digits[:-1]).any() and _LONG_DIGITS in text.translate(_DIGITS_ONLY):
         return False
-    written = np.frombuffer(orjson.dumps(values), dtype=np.uint8)
-    pairs = np.count_nonzero(written[np.flatnonzero(written == _COLON) - 1] == _QUOTE)
-    return bool(np.count_nonzero(before == _QUOTE) == pairs)
+    return keys == count_key_ends(orjson.dumps(values))
 
 
 class _Refused(ValueError):
