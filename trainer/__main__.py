@@ -9,16 +9,17 @@ import faulthandler
 import logging
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from core.daemon.pid_manager import die_with_parent
-from core.errors import DropforgeError
+from core.errors import ConfigError, DropforgeError, ModelError, StorageError
 from core.logs import setup_logging
 from core.paths import Workspace, find_root
 from core.settings import load_settings
 from core.status import iso_now, read_status, write_status
-from trainer.worker import Worker, drive, exit_code_of
+from trainer.worker import Did, Worker
 
 logger = logging.getLogger("trainer")
 
@@ -43,6 +44,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.error("%s", error)
         _show_end(workspace, error)
         return exit_code_of(error)
+
+
+def drive(worker: Worker, idle_s: float = 0.1) -> int:
+    """Tick until told to stop. Returns the exit code."""
+    while (did := worker.tick()) is not Did.STOP:
+        if did is Did.NOTHING:
+            time.sleep(idle_s)
+    return 0
+
+
+def exit_code_of(error: DropforgeError) -> int:
+    """Exit code of an error that ends the trainer: 2 when only an operator can mend it, 4 for storage, else 1."""
+    if isinstance(error, StorageError):
+        return error.exit_code
+    return ConfigError.exit_code if isinstance(error, ConfigError | ModelError) else 1
 
 
 def _show_end(workspace: Workspace, error: DropforgeError) -> None:

@@ -19,10 +19,16 @@ from trainer.state import JobProgress
 
 
 def job_settings(job: Job, current: Settings) -> Settings:
-    """The job's own copy of the configuration, made now when it has none. Raises ConfigError."""
+    """The job's own copy of the configuration; a job in `active` gets one now when it has none. Raises ConfigError."""
+    if job.lane == "active":
+        keep_settings(job, current)
+    return load_job_settings(job.settings_file) if job.settings_file.is_file() else current
+
+
+def keep_settings(job: Job, settings: Settings) -> None:
+    """Write a job's own copy of the configuration, unless it has one. Raises StorageError."""
     if not job.settings_file.is_file():
-        write_json(job.settings_file, current.raw)
-    return load_job_settings(job.settings_file)
+        write_json(job.settings_file, settings.raw)
 
 
 def open_job(run: Run, job: Job, settings: Settings) -> JobTraining:

@@ -236,6 +236,11 @@ class Run:
             self.head = commit.result()
         return self.head
 
+    @property
+    def committing(self) -> bool:
+        """True while a commit is under way that `settle` would take over."""
+        return self._commit is not None
+
     def look_at_commit(self) -> None:
         """Take over a commit that has come to its end, without waiting for one that has not. Raises StorageError."""
         if self._commit is not None and self._commit.settled:

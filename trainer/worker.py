@@ -9,7 +9,7 @@ Effects  everything that is done here can be done again: a crash between any two
 
 import enum
 import logging
-import time
+from dataclasses import dataclass
 from typing import Any  # manifests are JSON documents
 
 from core.errors import (
@@ -19,7 +19,6 @@ from core.errors import (
     ModelError,
     NonFiniteLossError,
     NotFoundError,
-    StorageError,
 )
 from core.job_queue import Job, JobQueue
 from core.paths import Workspace, display_name
@@ -30,7 +29,7 @@ from trainer.data import ChangedAfterClaimError
 from trainer.first_batch import write_first_batch
 from trainer.job_training import JobTraining, Step
 from trainer.memory import HALVINGS, OutOfMemoryError, release_unused
-from trainer.opening import job_settings, open_job
+from trainer.opening import job_settings, keep_settings, open_job
 from trainer.orders import Order, Orders
 from trainer.run import Run
 from trainer.spikes import STEPS_IN_A_ROW
@@ -47,6 +46,14 @@ class Did(enum.Enum):
     STOP = enum.auto()
 
 
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """A job whose rows are all trained and whose last commit is being written."""
+
+    job: Job
+    progress: JobProgress
+
+
 class Worker:
     """One trainer process. `tick` does one thing and returns; whoever drives it owns the clock."""
 
@@ -59,6 +66,10 @@ class Worker:
         self._log = StepLog(workspace, settings.run)
         self._orders = Orders(workspace, self.view.acknowledged)
         self._training: JobTraining | None = None
+        self._ending: Ending | None = None
+        # A death is counted against the active job: one that may have died before gets its commit waited for, so that
+        # what the next job does to the process can never be taken for its second death.
+        self._inherited = {job.job_id for job in self._queue.jobs("active")}
         self._pace = Pace()
         self._stop_asked = False
         self._paused_for: str | None = None  # a loss spike, until the next order
@@ -72,6 +83,8 @@ class Worker:
     def tick(self) -> Did:
         """Obey an order, take an optimizer step, or take up a job."""
         self.run.look_at_commit()
+        if self._ending is not None and not self.run.committing:
+            self._settle()
         order = self._orders.look()
         if order is not None and self._obey(order) is Did.STOP:
             return Did.STOP
@@ -94,13 +107,13 @@ class Worker:
         logger.info("order %d: %s", order.seq, order.command)
         self._paused_for = None
         if order.command == "checkpoint":
-            self.run.commit()
+            self._commit()
         elif order.command == "skip":
             self._skip(order)
         elif order.command == "rewind" and order.id is not None:
             self._rewind(order.id, hold=order.hold)
         elif order.paused and order.release_gpu:
-            self.run.commit()
+            self._commit()
             self.run.release()
             self._training = None  # opened again from the commit
         elif order.command == "stop":
@@ -112,10 +125,11 @@ class Worker:
         return Did.STOP if order.command == "stop" else Did.WORK
 
     def _stop(self) -> None:
-        self.run.commit()
+        self._commit()
         self.view.show(status="stopped")
 
     def _skip(self, order: Order) -> None:
+        self._settle()
         job = self._queue.active()
         if job is None or order.job_id not in (None, job.job_id):
             return  # it has ended meanwhile
@@ -128,6 +142,7 @@ class Worker:
         except NotFoundError as error:
             logger.warning("not rewound: %s", error)
             return
+        self._settle()
         active = self._queue.active()
         if active is not None:
             self._requeue({active.job_id})
@@ -138,6 +153,10 @@ class Worker:
 
     def _take_up(self) -> bool:
         """Begin or go on with a job. False when there is none."""
+        if self._ending is not None:
+            if not self._begin_beside():
+                self._settle()
+            return True
         job = self._queue.active()
         standing = self.run.state.job
         if standing is not None and not standing.finished and (job is None or job.job_id != standing.job_id):
@@ -147,19 +166,41 @@ class Worker:
         if job is None:
             return False
         if (manifest := self.run.covering(job.job_id)) is not None:
-            self._finish(job, manifest)
+            progress = self.run.progress_of(job.job_id) or JobProgress(**manifest["jobs"][-1])
+            self._finish(Ending(job, progress), manifest)
             return True
         try:
-            self._begin(job)
+            self._refresh_settings()
+            self._begin(job, job_settings(job, self.run.settings))
         except ChangedAfterClaimError as error:
             self._end_badly(job, "held", error.slug, _without_fix(error), error.fix)
         except DataError as error:
             self._end_badly(job, "failed", error.slug, _without_fix(error), error.fix)
         return True
 
-    def _begin(self, job: Job) -> None:
+    def _begin_beside(self) -> bool:
+        """Train the next job while the last commit of the one before is written.
+
+        It stays in its lane until that commit is on the disk (`_settle`), so a crash in between finds it untouched and
+        the job before it still active, and the two are trained in the same order again. False when there is nothing to
+        begin, or nothing that may be begun without the commit.
+        """
+        waiting = self._queue.waiting()
+        if self._ending is None or not waiting or self._ending.job.job_id in self._inherited:
+            return False
         self._refresh_settings()
-        settings = job_settings(job, self.run.settings)
+        job = waiting[0]
+        try:
+            settings = job_settings(job, self.run.settings)
+            if settings.trainer.replay_ratio or self.run.covering(job.job_id) is not None:
+                return False  # the rows of the job before are drawn from too, and it is in no manifest yet
+            self._begin(job, settings)
+        except DropforgeError as error:
+            logger.debug("not begun before the commit: %s", error)  # the ordinary way says it to a person
+            return False
+        return True
+
+    def _begin(self, job: Job, settings: Settings) -> None:
         self._training = open_job(self.run, job, settings)
         self._pace = Pace()
         name = display_name(self._training.progress.file)
@@ -198,21 +239,49 @@ class Worker:
             self._end_badly(training.job, "failed", error.slug, _without_fix(error), error.fix)
             return
         every = training.settings.trainer.checkpoint_every_steps
-        if training.finished:
-            self.run.commit()
-            self._finish(training.job, self.run.head.manifest)
-        elif self.run.steps_since_commit >= every:
-            self.run.begin_commit()
+        if training.finished or self.run.steps_since_commit >= every:
+            self._begin_commit()
+
+    def _begin_commit(self) -> None:
+        """Commit where training stands, beside what follows; a job that is finished ends when that is written."""
+        self._settle()
+        self.run.begin_commit()
+        training = self._training
+        if training is not None and training.finished:
+            self._ending, self._training = Ending(training.job, training.progress), None
+
+    def _commit(self) -> None:
+        self._settle()
+        self.run.commit()
+
+    def _settle(self) -> None:
+        """Wait for the commit under way. The job that it ends is told and moved, and the next one, should it have been
+        begun meanwhile, is claimed. Raises StorageError: the newest commit is the truth then, as after a crash."""
+        self.run.settle()
+        ending, self._ending = self._ending, None
+        if ending is None:
+            return
+        self._finish(ending, self.run.head.manifest)
+        begun = self._training
+        if begun is None:
+            return
+        if begun.job.folder.is_dir():
+            begun.job = self._queue.move(begun.job, "active")
+            keep_settings(begun.job, begun.settings)
+        else:
+            logger.info("job %s was taken out of its lane after it had been begun: undone", begun.job.job_id)
+            self._training = None
+            self.run.reload()
 
     def _halve(self, training: JobTraining, error: OutOfMemoryError) -> None:
         """Go on from the newest commit with smaller micro-batches; the rows of an optimizer step stay the same."""
-        self._training = None
         budget = training.dials.micro_batch_tokens // 2
         if budget < training.dials.default_micro_batch_tokens >> HALVINGS:
             why = f"{error.message}, not even with micro-batches of {budget * 2} tokens"
             self._end_badly(training.job, "failed", error.slug, why, error.fix)
             return
-        self.run.settle()
+        self._settle()
+        self._training = None
         release_unused()
         self.run.reload()
         self.run.state.micro_batch_tokens = budget
@@ -256,9 +325,9 @@ class Worker:
 
     # -- ends -----------------------------------------------------------------------------------------------------
 
-    def _finish(self, job: Job, manifest: dict[str, Any]) -> None:
+    def _finish(self, ending: Ending, manifest: dict[str, Any]) -> None:
         """Tell and move a job whose last row this commit covers; the commit may be older than a crash."""
-        progress = self.run.progress_of(job.job_id) or JobProgress(**manifest["jobs"][-1])
+        job, progress = ending.job, ending.progress
         verdict = job.verdict() | {
             "state": "done",
             "code": "ok",
@@ -269,18 +338,25 @@ class Worker:
         verdict["message"] = f"trained {progress.rows_trained} row passes in {progress.seconds:.1f} s"
         job.write_verdict(verdict)
         self._queue.move(job, "done")
-        self._training = None
+        if self._training is None:
+            self._show_idle()
+
+    def _show_idle(self) -> None:
         self.view.show(status="idle", current_file=None, job_id=None, current_step=self.run.state.step)
 
     def _end_badly(self, job: Job, lane: str, code: str, message: str, fix: str | None) -> None:
         """Undo what was trained of a job, then tell and move it."""
+        self._settle()
         self._training = None
+        job = self._queue.find(job.job_id)  # begun in its lane, it has just been claimed, or was cancelled there
+        if job.lane != "active":
+            return
         self.run.forget_job(job.job_id)
         told = {"state": lane, "code": code, "message": message, "fix": fix or None, "finished_at": iso_now()}
         job.write_verdict(job.verdict() | told)
         self._queue.move(job, lane)
         logger.warning("job %s went to %s/: %s", job.job_id, lane, message)
-        self.view.show(status="idle", current_file=None, job_id=None, current_step=self.run.state.step)
+        self._show_idle()
 
     def _requeue(self, job_ids: set[str]) -> None:
         """Put jobs whose training is about to be taken back into their lane again, as if never trained."""
@@ -308,18 +384,3 @@ class Worker:
 def _without_fix(error: DropforgeError) -> str:
     """Where and what, for a verdict, which has a field of its own for the fix."""
     return f"{error.where}: {error.message}" if error.where else error.message
-
-
-def drive(worker: Worker, idle_s: float = 0.1) -> int:
-    """Tick until told to stop. Returns the exit code."""
-    while (did := worker.tick()) is not Did.STOP:
-        if did is Did.NOTHING:
-            time.sleep(idle_s)
-    return 0
-
-
-def exit_code_of(error: DropforgeError) -> int:
-    """Exit code of an error that ends the trainer: 2 when only an operator can mend it, 4 for storage, else 1."""
-    if isinstance(error, StorageError):
-        return error.exit_code
-    return ConfigError.exit_code if isinstance(error, ConfigError | ModelError) else 1

@@ -63,7 +63,7 @@ def test_a_job_begins_with_its_own_step_and_no_time_left_of_the_job_before(make_
     job = farm.drop(chats(10))
     worker = farm.worker()
     worker.view.show(current_step=327, total_steps=327, eta_s=0.0)
-    worker._begin(farm.queue.move(job, "active"))
+    worker._begin(farm.queue.move(job, "active"), farm.settings)
     said = farm.status()
     assert (said["current_step"], said["total_steps"], said["eta_s"]) == (0, 5, None)
 
