@@ -220,6 +220,10 @@ class ChatEncoder:
                 done.append(self._label_fast(one, next(encodings)))
         return done
 
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text has by itself."""
+        return [len(one.ids) for one in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+
     def least_tokens(self, row: TrainingRow) -> int:
         """A row has at least so many tokens: tells a hopelessly long one without encoding it."""
         if self._bytes is None:
@@ -334,6 +338,11 @@ class ChatEncoder:
         ends = {int(trained[-1])} & self._special.ids if len(trained) else set()
         named = set() if self._special.eos_id is None else {self._special.eos_id}
         return self._eos_extra | ends | named
+
+    def tokenizer_json(self) -> str:
+        """The tokenizer as tokenizer.json spells it."""
+        text: str = self._tokenizer.to_str()
+        return text
 
     @property
     def vocabulary_size(self) -> int:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from core.errors import InternalError
+from core.errors import DropforgeError, InternalError
 from core.jinja_sandbox import TemplateRefusedError
 from inference.protocol import GenerationRequest, RequestError, ScoreRequest
 from inference.sampling import Sampling
@@ -68,7 +68,8 @@ class Answer:
         answer.
 
         Raises:
-            CallerGoneError: `gone()` became true. GenerationFailedError: the model failed.
+            CallerGoneError: `gone()` became true. GenerationFailedError: the model failed. RequestError: only now
+            could be seen that what was asked cannot be done.
         """
         try:
             left = sum(len(ticket.choices) for ticket in self.tickets)
@@ -86,7 +87,7 @@ class Answer:
                         yield None
                     continue
                 if isinstance(event, Failure):
-                    raise GenerationFailedError(event.message)
+                    raise _failed(event)
                 left -= isinstance(event, Piece) and event.finish_reason is not None
                 yield event
                 if gone():
@@ -103,6 +104,12 @@ class Answer:
             if not ticket.done:
                 self._scheduler.cancel(ticket)
         self._table.release(self.slot)
+
+
+def _failed(event: Failure) -> DropforgeError:
+    if event.param is not None:
+        return RequestError(event.message, param=event.param)
+    return GenerationFailedError(event.message)
 
 
 class Answering:
@@ -141,6 +148,7 @@ class Answering:
 def _tickets(asked: GenerationRequest, slot: "ModelSlot") -> list[Ticket]:
     prompts = [_chat_ids(asked, slot)] if asked.messages is not None else [_prompt_ids(p, slot) for p in asked.prompts]
     _check_bias(asked.sampling, slot)
+    rules = () if asked.schema is None else slot.constraints.rules(asked.schema, asked.n)
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     return [
         Ticket(
@@ -156,6 +164,7 @@ def _tickets(asked: GenerationRequest, slot: "ModelSlot") -> list[Ticket]:
             score_prompt=(asked.echo and asked.logprobs is not None) or asked.max_tokens == 0,
             events=events,
             prompt=place,
+            rules=rules,
         )
         for place, ids in enumerate(prompts)
     ]

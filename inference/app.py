@@ -18,10 +18,11 @@ from flask import Flask, Request, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from core.atomic import parse_json
-from core.errors import DropforgeError, JsonError, NotFoundError, OverloadedError, UsageError
+from core.errors import DropforgeError, JsonError, NotFoundError, OverloadedError
 from inference import answers, openapi
 from inference.answering import Answer, Answering, CallerGoneError, counted
 from inference.deploy import Deployer
+from inference.error_shapes import RETRY_AFTER_S, error_of, error_response, http_error, known_error, unknown_error
 from inference.guard import FailureLimit, HostList, Keys, given_key
 from inference.metrics import ServerMetrics
 from inference.model_store import CHECKPOINT_ID
@@ -44,7 +45,6 @@ MAX_BODY_BYTES = 8 << 20
 _PUBLIC = {"/health", "/ready"}
 _NO_MODEL = "none"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
-_RETRY_AFTER_S = "2"
 
 
 @dataclass(slots=True)
@@ -93,9 +93,9 @@ def make_app(service: Service) -> Flask:
     app.url_map.strict_slashes = True
     app.before_request(Gatekeeper(service).check)
     app.after_request(lambda response: _dress(response, service))
-    app.register_error_handler(DropforgeError, _known_error)
-    app.register_error_handler(HTTPException, _http_error)
-    app.register_error_handler(Exception, _unknown_error)
+    app.register_error_handler(DropforgeError, known_error)
+    app.register_error_handler(HTTPException, http_error)
+    app.register_error_handler(Exception, unknown_error)
     routes = Routes(service)
     for rule, method, view in routes.table():
         app.add_url_rule(rule, view.__name__, view, methods=[method], provide_automatic_options=False)
@@ -238,7 +238,7 @@ class Routes:
             return jsonify({"status": "ready", "serving": self._service.table.serving_id})
         response = jsonify({"status": "not_ready", "reason": reason})
         response.status_code = 503
-        response.headers["Retry-After"] = _RETRY_AFTER_S
+        response.headers["Retry-After"] = RETRY_AFTER_S
         return response
 
     def _not_ready(self) -> str | None:
@@ -307,7 +307,7 @@ def _stream(
     except CallerGoneError:
         return
     except DropforgeError as error:
-        yield answers.event({"error": _error_body(error.message, "server_error", None, error.slug)})
+        yield answers.event({"error": error_of(error)})
         return
     if asked.include_usage:
         yield answers.event(shape.usage_chunk(ended))
@@ -346,46 +346,6 @@ def _unknown_model(name: str) -> RequestError:
 
 def _request_id(given: str | None) -> str:
     return given if given is not None and _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-
-
-def _error_body(message: str, kind: str, param: str | None, code: str) -> dict[str, object]:
-    return {"message": message, "type": kind, "param": param, "code": code}
-
-
-def error_response(status: int, message: str, kind: str, code: str, param: str | None = None) -> Response:
-    """An error in the shape clients of the imitated API parse."""
-    response = jsonify({"error": _error_body(message, kind, param, code)})
-    response.status_code = status
-    if status in (429, 503):
-        response.headers["Retry-After"] = _RETRY_AFTER_S
-    elif status < 500:
-        response.headers["x-should-retry"] = "false"
-    return response
-
-
-def _known_error(error: DropforgeError) -> Response:
-    status = error.http_status
-    kind = "invalid_request_error" if status < 500 else "overloaded_error" if status == 503 else "server_error"
-    if status >= 500 and status != 503:
-        logger.error("request %s: %s", g.get("request_id"), error)
-    param = error.param if isinstance(error, RequestError) else None
-    text = error.message if isinstance(error, UsageError) or not error.fix else f"{error.message} (fix: {error.fix})"
-    return error_response(status, text, kind, error.slug, param)
-
-
-def _http_error(error: HTTPException) -> Response:
-    status = error.code or 500
-    response = error_response(
-        status, error.description or error.name, "invalid_request_error", error.name.lower().replace(" ", "_")
-    )
-    if isinstance(allowed := getattr(error, "valid_methods", None), (list, tuple, set)):
-        response.headers["Allow"] = ", ".join(sorted(allowed))
-    return response
-
-
-def _unknown_error(error: Exception) -> Response:
-    logger.error("request %s failed", g.get("request_id"), exc_info=error)
-    return error_response(500, "the server failed; its log has the details", "server_error", "internal")
 
 
 def _dress(response: Response, service: Service) -> Response:

@@ -188,22 +188,36 @@ FIELDS: tuple[Field, ...] = (
         "echo", frozenset({_TEXT}), {"type": "boolean"}, "the prompt in front of the answer, with its log-probabilities"
     ),
     Field("best_of", frozenset({_TEXT}), {"type": "integer", "minimum": 1, "maximum": 16}, "only when equal to `n`"),
+    Field(
+        "response_format",
+        frozenset({_CHAT}),
+        {
+            "type": "object",
+            "properties": {
+                "type": {"enum": ["text", "json_object", "json_schema"]},
+                "json_schema": {
+                    "type": "object",
+                    "properties": {
+                        "name": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
+                        "description": {"type": "string"},
+                        "schema": {"type": "object"},
+                        "strict": {"type": ["boolean", "null"]},
+                    },
+                    "required": ["name", "schema"],
+                    "additionalProperties": False,
+                },
+            },
+            "required": ["type"],
+            "additionalProperties": False,
+        },
+        "`json_schema`, `json_object`: the answer keeps to it; needs the extra `json` on the server",
+    ),
     Field("user", _GENERATE, {"type": "string"}, "accepted, unused"),
     Field("metadata", frozenset({_CHAT}), {"type": "object"}, "accepted, unused"),
     Field("safety_identifier", frozenset({_CHAT}), {"type": "string"}, "accepted, unused"),
     Field("prompt_cache_key", frozenset({_CHAT}), {"type": "string"}, "accepted, unused"),
     _neutral("store", {"const": False}, "only false"),
     _neutral("service_tier", {"enum": ["auto", "default"]}, "only auto or default"),
-    _neutral(
-        "response_format",
-        {
-            "type": "object",
-            "properties": {"type": {"const": "text"}},
-            "required": ["type"],
-            "additionalProperties": False,
-        },
-        "only the type text",
-    ),
     _neutral("tools", {"type": "array", "maxItems": 0}, "only an empty list"),
     _neutral("tool_choice", {"enum": ["none", "auto"]}, "only none or auto"),
     _neutral("parallel_tool_calls", {"type": "boolean"}, "without tools it changes nothing"),

@@ -19,6 +19,7 @@ from core.chat_templates import ChatEncoder
 from core.errors import GateFailedError, ModelError
 from core.jinja_sandbox import TemplateRefusedError
 from core.status import iso_now
+from inference.constrained import Constraints
 from inference.engine.loading import load_base, with_adapter
 from inference.engine.runner import Runner
 from inference.generation import Canary, Chunk, Model, TokenScore
@@ -58,6 +59,7 @@ class ModelSlot:
     model: Model
     network: PreTrainedModel
     base: PreTrainedModel | None  # an adapter's: kept alive, and findable, as long as this slot lives
+    constraints: Constraints
     uses: int = 0
     last_used_s: float = 0.0
     loaded_at: str = field(default_factory=iso_now)
@@ -100,7 +102,8 @@ class Loader:
             network = with_adapter(shared, stored.folder)
         limit = getattr(network.config.get_text_config(), "max_position_embeddings", None) or _MOST_CONTEXT_TOKENS
         runner = Runner(network, min(int(limit), _MOST_CONTEXT_TOKENS))
-        return ModelSlot(stored.id, stored, encoder, runner, network, shared)
+        constraints = Constraints(encoder, runner.vocabulary)
+        return ModelSlot(stored.id, stored, encoder, runner, network, shared, constraints)
 
     def _full(self, folder: Path, sha256: str) -> Generator[None, None, PreTrainedModel]:
         known = self._bases.get(sha256)

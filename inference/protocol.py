@@ -19,6 +19,8 @@ from inference.fields import FIELDS, Field, body_schema
 from inference.sampling import Sampling
 
 MAX_STOP = 16
+MAX_SCHEMA_CHARACTERS = 64_000
+SCHEMA_FIELD = "response_format.json_schema.schema"
 _DEFAULT_COMPLETION_TOKENS = 16  # the API we imitate does the same for /v1/completions
 
 
@@ -45,6 +47,7 @@ class GenerationRequest:
         prompts: texts or token ids of a plain completion.
         max_tokens: None: as many as the context holds.
         logprobs: None, or how many alternatives to report a token (0: only the token's own).
+        schema: JSON Schema the answer keeps to, as JSON text; None: any text.
     """
 
     model: str
@@ -58,6 +61,7 @@ class GenerationRequest:
     include_usage: bool
     logprobs: int | None
     echo: bool
+    schema: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +120,25 @@ def chat_request(body: object) -> GenerationRequest:
         raise RequestError("give max_tokens or max_completion_tokens, not both", param="max_tokens")
     logprobs = int(given.get("top_logprobs", 0)) if given.get("logprobs") else None
     limit = given.get("max_completion_tokens", given.get("max_tokens"))
-    return _generation(given, _messages(given["messages"]), (), logprobs, limit, echo=False)
+    schema = _schema(given.get("response_format", {"type": "text"}))
+    return _generation(given, _messages(given["messages"]), (), logprobs, limit, echo=False, schema=schema)
+
+
+def _schema(response_format: Mapping[str, Any]) -> str | None:
+    """The schema an answer must keep to, as JSON text. Raises RequestError."""
+    kind, described = response_format["type"], response_format.get("json_schema")
+    if (kind == "json_schema") != (described is not None):
+        raise RequestError(
+            "response_format: json_schema goes with the type json_schema", param="response_format.json_schema"
+        )
+    if kind == "text":
+        return None
+    text = json.dumps({"type": "object"} if described is None else described["schema"], ensure_ascii=False)
+    if len(text) > MAX_SCHEMA_CHARACTERS:
+        raise RequestError(
+            f"the schema has {len(text)} characters, at most {MAX_SCHEMA_CHARACTERS} are read", param=SCHEMA_FIELD
+        )
+    return text
 
 
 def completion_request(body: object) -> GenerationRequest:
@@ -155,6 +177,7 @@ def _generation(
     limit: int | None,
     *,
     echo: bool,
+    schema: str | None = None,
 ) -> GenerationRequest:
     stop = given.get("stop", ())
     stream = bool(given.get("stream", False))
@@ -181,6 +204,7 @@ def _generation(
         include_usage=bool(given.get("stream_options", {}).get("include_usage", False)),
         logprobs=logprobs,
         echo=echo,
+        schema=schema,
     )
 
 

@@ -10,6 +10,7 @@ import secrets
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -36,26 +37,46 @@ class Sampling:
         )
 
 
+class RuleError(ValueError):
+    """The rule of an answer cannot be followed any further. The message is fit for the caller."""
+
+
+class Rule(Protocol):
+    """What an answer must keep to; each choice has its own. `kept_by`: whether the whole text keeps to it."""
+
+    def restrict(self, scores_V: LogitsRow) -> None: ...
+
+    def take(self, token: int) -> None: ...
+
+    @property
+    def ended(self) -> bool: ...
+
+    def kept_by(self, text: str) -> bool: ...
+
+
 class Sampler:
     """Draws the tokens of one choice. The same seed and the same logits give the same tokens."""
 
-    def __init__(self, how: Sampling, choice: int = 0) -> None:
+    def __init__(self, how: Sampling, choice: int = 0, rule: Rule | None = None) -> None:
         self._how = how
+        self._rule = rule
         self._counts: Counter[int] = Counter()
         entropy = secrets.randbits(64) if how.seed is None else how.seed & (2**64 - 1)
         self._rng = np.random.Generator(np.random.PCG64([entropy, choice]))
 
     @property
     def plain_greedy(self) -> bool:
-        return self._how.plain_greedy
+        return self._how.plain_greedy and self._rule is None
 
     def draw(self, logits_V: LogitsRow) -> int:
-        """The next token. Raises FloatingPointError when the logits are not finite."""
-        if self._how.plain_greedy:
+        """The next token. Raises FloatingPointError when the logits are not finite, RuleError."""
+        if self.plain_greedy:
             return _finite_peak(logits_V)
         scores_V = self._adjusted(logits_V)
         token = _finite_peak(scores_V) if self._how.temperature == 0 else self._pick(scores_V)
         self._counts[token] += 1
+        if self._rule is not None:
+            self._rule.take(token)
         return token
 
     def _adjusted(self, logits_V: LogitsRow) -> LogitsRow:
@@ -64,6 +85,8 @@ class Sampler:
             scores_V[token] += bias
         for token, count in self._counts.items():
             scores_V[token] -= self._how.presence_penalty + self._how.frequency_penalty * count
+        if self._rule is not None:
+            self._rule.restrict(scores_V)  # last: no bias opens what the rule forbids
         return scores_V
 
     def _pick(self, scores_V: LogitsRow) -> int:
@@ -104,7 +127,8 @@ def score_row(logits_V: LogitsRow, token: int, top: int) -> TokenScore:
     log_total = peak + np.log(np.exp(wide_V - peak).sum())
     best: tuple[tuple[int, float], ...] = ()
     if top:
-        few = np.sort(np.argpartition(-wide_V, min(top, len(wide_V) - 1))[: top + 1])
+        last = min(top, len(wide_V)) - 1
+        few = np.flatnonzero(-wide_V <= np.partition(-wide_V, last)[last])  # all that tie with the last one too
         ranked = few[np.argsort(-wide_V[few], kind="stable")][:top]
         best = tuple((int(i), float(wide_V[i] - log_total)) for i in ranked)
     return TokenScore(float(wide_V[token] - log_total), best)

@@ -23,7 +23,7 @@ from typing import Any, TypeVar  # Any: a job's result has its own type, kept by
 from core.errors import OverloadedError
 from inference.generation import TILE_TOKENS, Chunk, Model, StepResult
 from inference.metrics import ServerMetrics
-from inference.sampling import score_row
+from inference.sampling import RuleError, score_row
 from inference.ticket import Choice, Failure, Piece, PromptScores, Ticket
 
 logger = logging.getLogger(__name__)
@@ -278,6 +278,9 @@ class Scheduler:
         try:
             token = choice.sampler.draw(logits_V)
             score = None if ticket.logprobs is None else score_row(logits_V, token, ticket.logprobs)
+        except RuleError as error:
+            self._fail([choice], str(error), "response_format")
+            return
         except (FloatingPointError, ValueError):
             logger.exception("logits that nothing can be drawn from")
             self._fail([choice], "the model produced no usable probabilities")
@@ -292,7 +295,7 @@ class Scheduler:
             return
         choice.unsent.append((token, score))
         text = choice.assembler.push(token)
-        if choice.assembler.stopped:
+        if choice.assembler.stopped or (choice.rule is not None and choice.rule.ended):
             self._finish(choice, "stop", text)
         elif choice.produced >= ticket.max_tokens or self._full(choice):
             self._finish(choice, "length", text)
@@ -304,6 +307,8 @@ class Scheduler:
 
     def _finish(self, choice: Choice, reason: str, text: str = "") -> None:
         text += choice.assembler.finish()
+        if reason == "stop" and choice.rule is not None and not choice.rule.kept_by(choice.assembler.text):
+            reason = "length"  # a stop text cut it, or a key stands twice: "stop" is said of whole documents only
         self._send(choice, text if choice.ticket.stream else choice.assembler.text, reason)
         self._metrics.finished(reason)
         self._close(choice)
@@ -314,10 +319,10 @@ class Scheduler:
         choice.unsent = []
         choice.ticket.events.put(piece)
 
-    def _fail(self, choices: list[Choice], message: str) -> None:
+    def _fail(self, choices: list[Choice], message: str, param: str | None = None) -> None:
         for choice in choices:
             if not choice.finished:
-                choice.ticket.events.put(Failure(message))
+                choice.ticket.events.put(Failure(message, param))
                 self._metrics.finished("error")
                 self._close(choice)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from inference.assembler import TextAssembler
 from inference.generation import Model, TextCodec, TokenScore
-from inference.sampling import Sampler, Sampling
+from inference.sampling import Rule, Sampler, Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,10 @@ class PromptScores:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The request cannot be finished. `message` is fit for the caller."""
+    """The request cannot be finished. `message` is fit for the caller; `param`: the field of theirs that is why."""
 
     message: str
+    param: str | None = None
 
 
 Event = Piece | PromptScores | Failure
@@ -58,6 +59,7 @@ class Choice:
     index: int
     sampler: Sampler
     assembler: TextAssembler
+    rule: Rule | None = None
     context: int | None = None
     read: int = 0  # prompt tokens the model has seen
     last_token: int = -1
@@ -88,6 +90,7 @@ class Ticket:
         score_prompt: bool = False,
         events: "queue.SimpleQueue[Event] | None" = None,
         prompt: int = 0,
+        rules: Sequence[Rule] = (),
     ) -> None:
         """Make a ticket.
 
@@ -95,6 +98,7 @@ class Ticket:
             max_tokens: 0 only with `score_prompt`.
             logprobs: alternatives a token; None for no log-probabilities.
             events: shared by the tickets of one request with several prompts; `prompt` counts them.
+            rules: none, or one for each of the `n` choices.
         """
         self.model = model
         self.codec = codec
@@ -110,7 +114,10 @@ class Ticket:
         self.created_s = time.monotonic()
         self.first_token_s: float | None = None
         self.cached_tokens = 0
-        self.choices = [Choice(self, i, Sampler(sampling, i), TextAssembler(codec, stop)) for i in range(n)]
+        each: Sequence[Rule | None] = rules or [None] * n
+        self.choices = [
+            Choice(self, i, Sampler(sampling, i, rule), TextAssembler(codec, stop), rule) for i, rule in enumerate(each)
+        ]
 
     @property
     def done(self) -> bool:

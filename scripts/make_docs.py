@@ -1,4 +1,4 @@
-"""Writes what can be read off the code: docs/settings.md, docs/cli.md and the tree in ARCHITECTURE.md.
+"""Writes what can be read off the code: docs/settings.md, docs/cli.md, the tree in ARCHITECTURE.md, request fields.
 
 python scripts/make_docs.py            write them
 python scripts/make_docs.py --check    exit 1 naming what is stale (tests/contract/test_docs.py does the same)
@@ -20,8 +20,10 @@ import click  # noqa: E402
 
 from core.cli import COMMANDS, cli  # noqa: E402
 from core.settings import config_schema  # noqa: E402
+from inference.fields import support_table  # noqa: E402
 
 TREE_START, TREE_END = "<!-- tree: make fix writes it -->", "<!-- /tree -->"
+FIELDS_START, FIELDS_END = "<!-- fields: make fix writes them from the validator -->", "<!-- /fields -->"
 ROOMS = ("config", "core", "trainer", "monitoring", "inference", "curriculum", "scripts", "tests")
 DATA_ROOMS = {
     "inbox": "files are dropped here",
@@ -43,11 +45,13 @@ _ARROW = re.compile(r" \((?:arrow|beside|inside|all arrows|queue ->|trainer ->)[
 
 def pages() -> dict[Path, str]:
     """Every generated page and what it must hold."""
-    architecture = REPOSITORY / "ARCHITECTURE.md"
+    architecture, readme, serving = (REPOSITORY / name for name in ("ARCHITECTURE.md", "README.md", "docs/serving.md"))
     return {
         REPOSITORY / "docs" / "settings.md": settings_page(config_schema()),
         REPOSITORY / "docs" / "cli.md": cli_page(),
-        architecture: with_tree(architecture.read_text()),
+        architecture: between(architecture.read_text(), TREE_START, TREE_END, f"```\n{tree()}\n```\n"),
+        readme: between(readme.read_text(), FIELDS_START, FIELDS_END, support_table()),
+        serving: between(serving.read_text(), FIELDS_START, FIELDS_END, support_table()),
     }
 
 
@@ -116,11 +120,11 @@ def _command(command: click.Command, context: click.Context) -> list[str]:
 _EVERYWHERE = {"--root", "--set", "--json", "--help"}
 
 
-def with_tree(text: str) -> str:
-    """ARCHITECTURE.md with the tree between its two marks made anew."""
-    before, _, rest = text.partition(TREE_START)
-    _, _, after = rest.partition(TREE_END)
-    return f"{before}{TREE_START}\n```\n{tree()}\n```\n{TREE_END}{after}"
+def between(text: str, start: str, end: str, body: str) -> str:
+    """A page with what stands between two marks made anew."""
+    before, _, rest = text.partition(start)
+    _, _, after = rest.partition(end)
+    return f"{before}{start}\n{body}{end}{after}"
 
 
 def tree() -> str:

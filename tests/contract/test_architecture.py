@@ -19,10 +19,10 @@ OURS = {
 }
 THIRD_PARTY = {
     "core": "jsonschema jsonschema_rs orjson msgspec zstandard numpy watchdog psutil requests urllib3 pynvml "
-    "sqlalchemy click rich jinja2 datasketch",
+    "sqlalchemy click rich jinja2 datasketch py3langid",
     "trainer": "torch transformers peft accelerate safetensors tokenizers numpy jsonschema_rs",
     "monitoring": "flask waitress prometheus_client jinja2 werkzeug",
-    "inference": "flask waitress prometheus_client safetensors numpy werkzeug jsonschema_rs",
+    "inference": "flask waitress prometheus_client safetensors numpy werkzeug jsonschema_rs llguidance",
     "curriculum": "flask requests waitress werkzeug",
 }
 # what one file or folder may use beyond its room: an adapter is the only place that knows its package

@@ -9,7 +9,7 @@ import pytest
 from core.errors import OverloadedError
 from inference.generation import TILE_TOKENS, Chunk, StepResult, TokenScore
 from inference.metrics import ServerMetrics
-from inference.sampling import Sampling
+from inference.sampling import RuleError, Sampling
 from inference.scheduler import Scheduler
 from inference.ticket import Failure, Piece, PromptScores, Ticket
 
@@ -288,3 +288,53 @@ def test_a_thousand_random_requests_are_all_answered_right_and_leave_nothing_beh
             assert text_of(one) == text[::-1]
     assert not model.contexts
     assert machine.running == machine.waiting == 0
+
+
+class Backwards:
+    """A rule that wants `cba` and nothing else."""
+
+    def __init__(self) -> None:
+        self.taken = ""
+
+    def restrict(self, scores_V: np.ndarray) -> None:
+        if self.taken == "cb":
+            raise RuleError("response_format: too hard")
+
+    def take(self, token: int) -> None:
+        self.taken += chr(token)
+
+    @property
+    def ended(self) -> bool:
+        return self.taken == "edcba"
+
+    def kept_by(self, text: str) -> bool:
+        return text == "edcba"
+
+
+def test_an_answer_that_fulfils_its_rule_ends_at_once_and_says_stop() -> None:
+    machine, model = scheduler(), FakeModel()
+    one = ticket(model, "abcde", rules=[Backwards()])
+    machine.submit(one)
+    run(machine)
+    (piece,) = drain(one)
+    assert (piece.text, piece.finish_reason, piece.completion_tokens) == ("edcba", "stop", 5)
+
+
+def test_an_answer_that_a_stop_text_cuts_before_its_rule_is_fulfilled_says_length() -> None:
+    machine, model = scheduler(), FakeModel()
+    one = ticket(model, "abcde", rules=[Backwards()], stop=["b"])
+    machine.submit(one)
+    run(machine)
+    (piece,) = drain(one)
+    assert (piece.text, piece.finish_reason) == ("edc", "length")
+
+
+def test_a_rule_that_cannot_be_followed_any_further_fails_its_choice_alone_and_names_the_field() -> None:
+    machine, model = scheduler(), FakeModel()
+    hard, other = ticket(model, "abc", rules=[Backwards()]), ticket(model, "xyz")
+    for one in (hard, other):
+        machine.submit(one)
+    run(machine)
+    assert drain(hard) == [Failure("response_format: too hard", "response_format")]
+    assert text_of(other) == "zyx"
+    assert not model.contexts
