@@ -27,13 +27,12 @@ class ShelfPart:
     shelf: Shelf
     rows_B: torch.Tensor  # 0..B-1
     lengths_B: torch.Tensor  # positions held before this step
-    span: int  # positions that matter: the longest context after this step, rounded up
     masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
 
     def mask(self, window: int | None) -> torch.Tensor:
-        """[B, 1, 1, span]: 0 where a position may be seen, -inf where not."""
+        """[B, 1, 1, L]: 0 where a position may be seen, -inf where not."""
         if window not in self.masks:
-            places_L = torch.arange(self.span, device=self.lengths_B.device)
+            places_L = torch.arange(self.shelf.length, device=self.lengths_B.device)
             here_B1 = self.lengths_B[:, None]
             seen = places_L[None] <= here_B1
             if window is not None:
@@ -97,11 +96,11 @@ def _decode(
     values[part.rows_B, :, part.lengths_B] = value_HTD[:, part.start : end].transpose(0, 1)
     heads, size = key_HTD.shape[0], key_HTD.shape[2]
     query_BHGD = query_QTD[:, part.start : end].transpose(0, 1).reshape(rows, heads, -1, size)
-    scores = torch.matmul(query_BHGD, keys[:rows, :, : part.span].transpose(2, 3)) * scaling
+    scores = torch.matmul(query_BHGD, keys[:rows].transpose(2, 3)) * scaling
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     weights = torch.softmax(scores + part.mask(window), dim=-1).to(values.dtype)
-    return torch.matmul(weights, values[:rows, :, : part.span]).reshape(rows, query_QTD.shape[0], -1)
+    return torch.matmul(weights, values[:rows]).reshape(rows, query_QTD.shape[0], -1)
 
 
 def _read(
@@ -143,9 +142,7 @@ def attend(
     softcap: float | None,
 ) -> torch.Tensor:
     """Store the step's keys and values and attend, each token within its context. Returns [T, Q, D]."""
-    if len(plan.shelves) == 1 and not plan.chunks:
-        return _decode(plan.shelves[0], layer, query_QTD, key_HTD, value_HTD, scaling, window, softcap)
-    out = query_QTD.new_empty((query_QTD.shape[1], query_QTD.shape[0], value_HTD.shape[2]))
+    out = query_QTD.new_zeros((query_QTD.shape[1], query_QTD.shape[0], value_HTD.shape[2]))  # rows of nobody: finite
     for part in plan.shelves:
         seen = _decode(part, layer, query_QTD, key_HTD, value_HTD, scaling, window, softcap)
         out[part.start : part.start + len(seen)] = seen

@@ -4,7 +4,7 @@ Shapes: B contexts, H key-value heads, L positions, D head size. A context that 
 [1, H, L, D].
 When it decodes it lives in a shelf: all contexts of about one length side by side in [B, H, L, D], kept compact, so
 that one batched
-attention call serves them all. A context that outgrows its shelf moves to the next, twice as long. Lengths are in
+attention call serves them all. A context that outgrows its shelf moves to the next longer one. Lengths are in
 tokens.
 """
 
@@ -16,8 +16,12 @@ _SHORTEST_SHELF = 64
 
 
 def shelf_length(tokens: int) -> int:
-    """The shelf a context of this many tokens stands in: the next power of two, at least 64."""
-    return max(_SHORTEST_SHELF, 1 << (tokens - 1).bit_length())
+    """The shelf a context of this many tokens stands in: a quarter of the power of two above as a step, at least 64.
+
+    A step attends over the whole shelf: memory read without gaps runs 1.3-1.7 times as fast as slices of it.
+    """
+    step = max(_SHORTEST_SHELF, (1 << (tokens - 1).bit_length()) // 4)
+    return -(-tokens // step) * step
 
 
 @dataclass(slots=True)

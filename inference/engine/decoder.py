@@ -72,8 +72,9 @@ class _Layer:
     def __init__(self, module: Any) -> None:  # a decoder layer of any of the plain decoders
         attention, mlp = module.self_attn, module.mlp
         self.before, self.after = _Norm(module.input_layernorm), _Norm(module.post_attention_layernorm)
-        self.q, self.k, self.v, self.o = (getattr(attention, f"{name}_proj").forward for name in ("q", "k", "v", "o"))
-        self.gate, self.up, self.down = mlp.gate_proj.forward, mlp.up_proj.forward, mlp.down_proj.forward
+        self.q, self.k, self.v = (getattr(attention, f"{name}_proj").forward for name in ("q", "k", "v"))
+        self.o = attention.o_proj
+        self.gate, self.up, self.down = mlp.gate_proj, mlp.up_proj, mlp.down_proj
         self.q_norm = _Norm(attention.q_norm) if hasattr(attention, "q_norm") else None
         self.k_norm = _Norm(attention.k_norm) if hasattr(attention, "k_norm") else None
         self.number: int = attention.layer_idx
@@ -101,9 +102,9 @@ class PlainDecoder:
         half = cos.shape[-1] // 2  # both halves of cos and sin are equal
         turn = (cos[0, :, None, :half], sin[0, :, None, :half])
         for layer in self._layers:
-            x_TC = x_TC + self._attention(layer, layer.before(x_TC), turn, plan)
+            x_TC = layer.o.plus(self._attention(layer, layer.before(x_TC), turn, plan), x_TC)
             h_TC = layer.after(x_TC)
-            x_TC = x_TC + layer.down(_silu(layer.gate(h_TC)).mul_(layer.up(h_TC)))
+            x_TC = layer.down.plus(layer.up.times(h_TC, layer.gate.swish(h_TC)), x_TC)
         logits_RV: torch.Tensor = self._head(self._norm(x_TC[rows_R]))
         return logits_RV.float()
 
@@ -125,17 +126,7 @@ class PlainDecoder:
             None,
             None,
         )
-        out: torch.Tensor = layer.o(out_TQD.reshape(tokens, -1))
-        return out
-
-
-def _silu(x: torch.Tensor) -> torch.Tensor:
-    """SiLU whose bits do not depend on the number of rows: F.silu's vector loop ends in a scalar one with another exp,
-    which only widths that are multiples of 64 never reach (seen with torch 2.13 at widths 48 and 50).
-    """
-    if x.shape[-1] % 64 == 0:
-        return torch.nn.functional.silu(x)
-    return x / torch.exp(-x).add_(1)
+        return out_TQD.reshape(tokens, -1)
 
 
 def _turned(x_TND: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 from inference.engine.attention import ChunkPart, ShelfPart, StepPlan
 from inference.engine.cache import Block, KeyValueMemory
 from inference.engine.decoder import forward_of
+from inference.engine.layers import FEWEST_ROWS
 from inference.generation import TILE_TOKENS, Chunk, StepResult, TokenScore
 
-_SPAN_STEP = 16  # spans are rounded up to this, so that masks and matmuls keep few shapes
 _PREFIX_TOKENS_KEPT = 4096  # of recent prompts; 0.9 GB for a 0.6 B model in float32, 0.1 GB for 29 M parameters
 
 
@@ -104,11 +104,9 @@ class Runner:
         for shelf in self._memory.decoding():
             if any(context not in decode for context in shelf.contexts):
                 raise ValueError("every decoding context needs its token in each step")
-            longest = max(shelf.lengths) + 1
-            span = min(shelf.length, -(-longest // _SPAN_STEP) * _SPAN_STEP)
             rows_B = torch.arange(len(shelf.lengths), device=self._device)
             lengths_B = torch.tensor(shelf.lengths, device=self._device)
-            plan.shelves.append(ShelfPart(len(ids), shelf, rows_B, lengths_B, span))
+            plan.shelves.append(ShelfPart(len(ids), shelf, rows_B, lengths_B))
             ids += [decode[context] for context in shelf.contexts]
             places += shelf.lengths
             order += shelf.contexts
@@ -121,8 +119,8 @@ class Runner:
 
     def _forward(self, ids: list[int], places: list[int], plan: StepPlan, rows: list[int]) -> torch.Tensor:
         """Returns logits of the wanted rows, float32 [rows, vocabulary]; a step that only reads may want none."""
-        ids_T, places_T = torch.tensor(ids, device=self._device), torch.tensor(places, device=self._device)
-        rows_R = torch.tensor(rows or [0], device=self._device)
+        ids_T, places_T = (torch.tensor(_filled(each), device=self._device) for each in (ids, places))
+        rows_R = torch.tensor(_filled(rows), device=self._device)
         return self._through(ids_T, places_T, plan, rows_R)[: len(rows)]
 
     def _take_chunk(self, result: StepResult, part: ChunkPart, chunk: Chunk, logits_NV: torch.Tensor) -> None:
@@ -134,6 +132,11 @@ class Runner:
             result.logits[chunk.context] = logits_NV[-1].numpy(force=True)
             block = self._memory.start_decoding(chunk.context)
             self._remember(self._prompts.pop(chunk.context), block)
+
+
+def _filled(numbers: list[int]) -> list[int]:
+    """At least FEWEST_ROWS of them; what stands in the added rows is computed and not looked at."""
+    return numbers + [0] * (FEWEST_ROWS - len(numbers))
 
 
 def _rows_wanted(decoding: int, plan: StepPlan, chunks: Sequence[Chunk]) -> tuple[list[int], list[tuple[int, int]]]:
