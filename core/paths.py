@@ -159,6 +159,16 @@ class Workspace:
         return self.status_dir / "logs"
 
     @property
+    def audits_dir(self) -> Path:
+        """What was found out about each job after it was let in: <job_id>.json, and <job_id>.html at level deep."""
+        return self.status_dir / "audits"
+
+    @property
+    def row_index_dir(self) -> Path:
+        """Signatures of all rows that were ever let in; made again from the job folders when it is lost."""
+        return self.status_dir / "row_index"
+
+    @property
     def lock_file(self) -> Path:
         """Held by the daemon and, through it, by its trainer."""
         return self.status_dir / "daemon.lock"

@@ -1,12 +1,13 @@
 """What became of every dropped file: the read side of queue/ and inbox/rejected/ for people (beside all arrows).
 
-Reads    queue/<lane>/<job_id>/verdict.json, inbox/.claim/, inbox/rejected/     Writes  nothing
+Reads    queue/<lane>/<job_id>/verdict.json, inbox/.claim/, inbox/rejected/, status/audits/     Writes  nothing
 Errors   NotFoundError for a job that has no folder, or for a name that several answer to;
          a damaged verdict is shown by what its folder says, never raised
 Used by  the CLI and the monitor, so that both print the same
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any  # verdicts are JSON documents of config/schemas/verdict.schema.json
 
@@ -14,6 +15,7 @@ from core.atomic import read_json
 from core.errors import JsonError, NotFoundError, StorageError
 from core.job_queue import VERDICT_FILE, is_job_id, new_verdict
 from core.paths import LANES, WAITING_LANES, Workspace, display_name
+from core.status import read_status
 
 _SHORTEST_PART = 4  # characters of a job id that count as naming a job
 _NAMED = 5  # candidates that a message lists
@@ -22,9 +24,9 @@ _STATE_OF_LANE = dict.fromkeys(WAITING_LANES, "queued") | {"active": "active"}
 
 
 def all_verdicts(workspace: Workspace) -> list[dict[str, Any]]:
-    """The verdict of every job that has a folder, oldest first."""
+    """The verdict of every job that has a folder, oldest first, without the rows they show."""
     found = {folder.name: (folder, state) for folder, state in _folders(workspace)}
-    return [_verdict(*found[job_id]) for job_id in sorted(found)]
+    return [brief(_verdict(*found[job_id])) for job_id in sorted(found)]
 
 
 def job_ids(workspace: Workspace) -> set[str]:
@@ -33,8 +35,32 @@ def job_ids(workspace: Workspace) -> set[str]:
 
 
 def verdict_of(workspace: Workspace, job_id: str) -> dict[str, Any]:
-    """One job's verdict. Raises NotFoundError."""
-    return _verdict(*_find(workspace, job_id))
+    """One job's verdict, without the rows it shows. Raises NotFoundError."""
+    return brief(_verdict(*_find(workspace, job_id)))
+
+
+def whole_verdict(workspace: Workspace, job_id: str) -> dict[str, Any]:
+    """One job's verdict with the rows it shows and with what was found out since. Raises NotFoundError."""
+    verdict, audit = _verdict(*_find(workspace, job_id)), audit_of(workspace, job_id)
+    return verdict if audit is None else with_audit(verdict, audit)
+
+
+def brief(verdict: dict[str, Any]) -> dict[str, Any]:
+    """A verdict without the texts of rows, for lists and for what is kept elsewhere."""
+    return {key: value for key, value in verdict.items() if key != "mask"}
+
+
+def audit_of(workspace: Workspace, job_id: str) -> dict[str, Any] | None:
+    """What the background child has found out about a job; None while it has not."""
+    return read_status(workspace.audits_dir / f"{job_id}.json")
+
+
+def with_audit(verdict: dict[str, Any], audit: Mapping[str, Any]) -> dict[str, Any]:
+    """A verdict with what was found out later; merging the same again changes nothing."""
+    codes = {issue["code"] for issue in audit["issues"]}
+    kept = [issue for issue in verdict["issues"] if issue["code"] not in codes]
+    facts = {"at": audit.get("at"), "report": audit.get("report"), **audit["facts"]}
+    return verdict | {"issues": [*kept, *audit["issues"]], "audit": facts}
 
 
 def folder_of(workspace: Workspace, job_id: str) -> Path:

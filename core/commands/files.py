@@ -11,8 +11,9 @@ from typing import Any  # verdicts are JSON
 
 import click
 
+from core.atomic import storage_error
 from core.commands.invocation import common_options, current, finish
-from core.commands.output import coloured, say
+from core.commands.output import coloured, facts, say
 from core.drop import Dropped, drop, sidecar_beside
 from core.errors import AnswerNoError, UsageError
 from core.formats import SUFFIXES
@@ -20,6 +21,8 @@ from core.paths import Workspace, display_name
 from core.verdicts import job_ids, verdict_of
 
 _POLL_S = 0.2
+_MASKS_REPORTED = 3
+_COLUMNS_SHOWN = 20
 _ENDED = ("done", "rejected", "failed", "held")
 _files_argument = click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 
@@ -37,8 +40,8 @@ def submit_command(files: tuple[Path, ...], spec: str | None, priority: str, gen
     for path in files:
         _require_takeable(path)
     known = job_ids(workspace)
-    facts = _sidecar_facts(spec, priority, generator)
-    dropped = [drop(workspace, path, priority=priority, sidecar=sidecar_beside(path) | facts) for path in files]
+    told = _sidecar_facts(spec, priority, generator)
+    dropped = [drop(workspace, path, priority=priority, sidecar=sidecar_beside(path) | told) for path in files]
     nothing: list[dict[str, Any] | None] = [None] * len(dropped)
     verdicts = _wait(workspace, dropped, known) if wait else nothing
     entries = [
@@ -60,33 +63,78 @@ def submit_command(files: tuple[Path, ...], spec: str | None, priority: str, gen
 @click.option(
     "--show-mask", type=click.IntRange(0), default=0, metavar="N", help="Show which text of N rows is trained."
 )
+@click.option("--report", type=click.Path(path_type=Path), metavar="FILE.html", help="Write what was found as a page.")
+@click.option("--stats", is_flag=True, help="Only size, rows and columns, from what the file says of itself: fast.")
 @common_options
-def check_command(files: tuple[Path, ...], level: str | None, spec: str | None, show_mask: int) -> None:
+def check_command(
+    files: tuple[Path, ...], level: str | None, spec: str | None, show_mask: int, report: Path | None, stats: bool
+) -> None:
     """Run both gates over files where they lie; nothing is moved (exit 5 when one is refused)."""
+    if stats:
+        _show_stats(files)
+        return
+    if report is not None and len(files) > 1:
+        raise UsageError("one report tells of one file", where="--report", fix="check the files one by one")
     from core.validation.gate import check_file  # loads numpy and tokenizers: not for --help
 
     workspace = current().workspace()
     settings = current().settings(workspace)
     for path in files:
         _require_takeable(path)
-    verdicts = [check_file(path, settings, workspace, level, spec, show_mask=show_mask) for path in files]
-    current().show({"files": verdicts}, lambda: _show_checked(verdicts))
+    masks = max(show_mask, _MASKS_REPORTED if report is not None else 0)
+    verdicts = [check_file(path, settings, workspace, level, spec, show_mask=masks) for path in files]
+    if report is not None:
+        _write_report(report, verdicts[0])
+    current().show({"files": verdicts}, lambda: _show_checked(verdicts, show_mask, report))
     if any(verdict["state"] == "rejected" for verdict in verdicts):
         finish(AnswerNoError.exit_code)
 
 
-def _show_checked(verdicts: list[dict[str, Any]]) -> None:
+def _write_report(target: Path, verdict: dict[str, Any]) -> None:
+    from core.validation.audit_page import page  # loads jinja2
+
+    try:
+        target.write_text(page(verdict), encoding="utf-8")
+    except OSError as error:
+        raise storage_error(error, target) from error
+
+
+def _show_checked(verdicts: list[dict[str, Any]], masks: int, report: Path | None) -> None:
     for verdict in verdicts:
         show_verdict(verdict)
-        for row in verdict.get("mask") or []:
+        for row in (verdict.get("mask") or [])[:masks]:
             pieces = "".join(_piece(piece) for piece in row["pieces"])
-            click.echo(f"  line {row['line']}: {pieces}")
+            click.echo(f"  line {row['line']} ({row['trained']} of {row['tokens']} tokens trained): {pieces}")
+    if report is not None:
+        say(f"report: {report}")
 
 
 def _piece(piece: dict[str, Any]) -> str:
-    """Text that is trained stands in green, and in brackets for whoever sees no colour."""
+    """Text that is trained stands in green, and in brackets for whoever sees no colour; what is cut off in red."""
     text = display_name(str(piece["text"]))
+    if piece.get("cut"):
+        return click.style(f"{{cut: {text}}}", fg="red")
     return click.style(f"[{text}]", fg="green") if piece["trained"] else text
+
+
+def _show_stats(files: tuple[Path, ...]) -> None:
+    """What files say of themselves; no root and no tokenizer is needed."""
+    from core.formats import file_stats  # loads numpy
+
+    for path in files:
+        _require_takeable(path)
+    found = [file_stats(path) for path in files]
+    current().show({"files": found}, lambda: _show_facts(found))
+
+
+def _show_facts(found: list[dict[str, Any]]) -> None:
+    """A few facts of each file; how many columns there are matters more than the names of thousands."""
+    for entry in found:
+        columns = [str(name) for name in entry["columns"]]
+        more = ", ..." if len(columns) > _COLUMNS_SHOWN else ""
+        say(entry["file"])
+        plain = [(f"  {name}", value) for name, value in entry.items() if name not in ("file", "columns")]
+        facts([*plain, ("  columns", f"{len(columns)}: {', '.join(columns[:_COLUMNS_SHOWN])}{more}")])
 
 
 def _require_takeable(path: Path) -> None:

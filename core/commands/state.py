@@ -20,7 +20,7 @@ from core.errors import NotFoundError
 from core.job_queue import JobQueue
 from core.paths import Workspace, display_name
 from core.status import STALE_AFTER_S, age_s, read_status
-from core.verdicts import all_verdicts, jobs_called, verdict_of
+from core.verdicts import all_verdicts, jobs_called, whole_verdict
 
 _REFRESH_S = 1.0
 _FOLLOW_S = 0.2
@@ -149,7 +149,7 @@ def jobs_command(wanted: str | None) -> None:
     if wanted is None:
         jobs = all_verdicts(workspace)
     else:
-        jobs = [verdict_of(workspace, job_id) for job_id in jobs_called(workspace, wanted)]
+        jobs = [whole_verdict(workspace, job_id) for job_id in jobs_called(workspace, wanted)]
     alone = wanted is not None and len(jobs) == 1
     current().show({"jobs": jobs}, lambda: _show_job(jobs[0]) if alone else _show_jobs(jobs))
 

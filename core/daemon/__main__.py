@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.atomic import storage_error
+from core.daemon.audits import Audits
 from core.daemon.background_worker import BackgroundWorker
 from core.daemon.catalogue_view import CatalogueView
 from core.daemon.children import Children
@@ -159,6 +160,7 @@ def build(
         ledger=ledger,
         progress=ProgressEvents(context, view),
         heartbeat=Heartbeat(context),
+        audits=Audits(context, children, ledger.touch),
     )
     return parts, worker, poller
 

@@ -50,8 +50,16 @@ class Children:
         child.start(now)
         return child
 
+    def known(self, name: str) -> bool:
+        """Whether it was ever started."""
+        return any(child.spec.name == name for child in self._supervisor)
+
+    def at_rest(self, name: str) -> bool:
+        """Not running, and not to be started again by itself."""
+        return not self.known(name) or self._supervisor[name].at_rest
+
     def stop(self, name: str, now: float) -> None:
-        if any(child.spec.name == name for child in self._supervisor):
+        if self.known(name):
             self._supervisor[name].stop(now)
 
 

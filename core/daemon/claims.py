@@ -244,6 +244,7 @@ class ClaimDesk:
         origin = read_status(job.folder / ORIGIN_FILE) or {}
         lane = origin.get("lane") if origin.get("lane") in WAITING_LANES else "normal"
         shutil.rmtree(job.tokens_folder, ignore_errors=True)
+        (self._workspace.audits_dir / f"{job.job_id}.json").unlink(missing_ok=True)  # it is audited again
         (job.folder / VERDICT_FILE).unlink(missing_ok=True)
         fsync_dir(job.folder)
         folder = self._workspace.claim_dir / job.job_id

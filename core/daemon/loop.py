@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any  # status documents are JSON
 
 from core.control import ControlFile
+from core.daemon.audits import Audits
 from core.daemon.catalogue_view import CatalogueView
 from core.daemon.children import Children
 from core.daemon.context import Context
@@ -65,6 +66,7 @@ class Parts:
     ledger: LedgerFeed
     progress: ProgressEvents
     heartbeat: Heartbeat
+    audits: Audits
 
 
 class Daemon:
@@ -98,6 +100,7 @@ class Daemon:
             self._turn("retention", lambda: p.snapshots.tick(now))
         if self._stopping is None:
             self._turn("report", lambda: self._daily_report.tick(now))
+            self._turn("audits", lambda: p.audits.tick(now))
         self._turn("progress", p.progress.tick)
         self._turn("ledger", lambda: p.ledger.tick(now))
         self._turn("heartbeat", lambda: p.heartbeat.tick(now, self.facts()))
@@ -155,6 +158,7 @@ class Daemon:
         self._parts.context.events.emit("stopping", f"stopping: {reason}")
         self._parts.judging.stop(now)
         self._daily_report.stop(now)
+        self._parts.audits.stop(now)
         if self._parts.trainer is not None:
             self._parts.trainer.ask_stop(now)
 

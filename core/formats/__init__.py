@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from core.errors import DataError
 from core.formats.bytes_in import check_magic, gunzip, unzstd
@@ -9,6 +10,7 @@ from core.formats.columns import ArrowReader, ParquetReader, footer_stats
 from core.formats.jsonl import JsonlReader
 from core.formats.rows import Batch, FormatError, Notes, RowProblem, RowReader
 from core.formats.text_records import CsvReader, JsonArrayReader, TextReader
+from core.paths import display_name
 
 _Maker = Callable[[Path], RowReader]
 # suffix -> what the first bytes must be (None: text), and the reader
@@ -55,14 +57,14 @@ def check_content(path: Path) -> None:
     check_magic(path, expected)
 
 
-def file_stats(path: Path) -> dict[str, object]:
+def file_stats(path: Path) -> dict[str, Any]:  # facts are JSON
     """What can be said of a file without reading all of it: size, and rows and columns of a Parquet file.
 
     Raises:
         DataError: no reader knows the suffix, or the file is damaged.
     """
     check_content(path)
-    size: dict[str, object] = {"file": path.name, "bytes": path.stat().st_size}
+    size: dict[str, Any] = {"file": display_name(path.name), "bytes": path.stat().st_size}
     if path.name.lower().endswith(".parquet"):
         return size | footer_stats(path)
     first = next(iter(open_rows(path).batches()), Batch(0))

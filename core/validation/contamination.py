@@ -6,7 +6,7 @@ Errors   a damaged suite is ConfigError: a gate that cannot compare refuses
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any  # suite items are JSON
@@ -18,6 +18,9 @@ from core.validation.rows import TrainingRow, normal_text, prompt_digests, promp
 EXEMPT = "incoming"
 _RUN = 13
 _MIN_WORDS = 26
+_LOOKED_AT = 64  # characters
+_HEAD = 24
+_ODD_SPACE = re.compile("[\t-\r\x1c-\x1f]|  |(?:^|\0) ")  # what `normal_text` changes in ASCII
 _WORDS = re.compile(r"\w+")
 
 
@@ -28,6 +31,8 @@ class SuiteIndex:
     by_prompt: Mapping[bytes, str]
     by_gram: Mapping[int, str] = field(default_factory=dict)
     grams_of: Mapping[str, int] = field(default_factory=dict)
+    openings: Collection[str] = frozenset()  # the first two words of every question
+    heads: frozenset[str] = frozenset()  # and its first characters
 
     @classmethod
     def read(cls, folders: Iterable[Path]) -> "SuiteIndex":
@@ -35,6 +40,8 @@ class SuiteIndex:
         found: dict[bytes, str] = {}
         grams: dict[int, str] = {}
         counts: dict[str, int] = {}
+        openings: set[str] = set()
+        heads: set[str] = set()
         for folder in folders:
             for file in sorted(folder.glob("*/items.jsonl")):
                 suite = file.parent.name
@@ -43,10 +50,25 @@ class SuiteIndex:
                 for item in _items(file):
                     name = f"{suite}/{item.get('id', '?')}"
                     found[bytes.fromhex(prompt_sha256(item))] = name
+                    first = normal_text(_first_turn(item))
+                    openings.add(" ".join(first.split(" ", 2)[:2]))
+                    heads.add(first[:_HEAD].rstrip())
                     own = _grams(_question(item))
                     grams |= dict.fromkeys(own, name)
                     counts[name] = len(own)
-        return cls(found, grams, counts)
+        return cls(found, grams, counts, openings, frozenset(heads))
+
+    def may_hit_any(self, openings: Sequence[str]) -> bool:
+        """As `may_hit` for many rows together, at a fifth of the cost; more often True for nothing."""
+        heads = [text[:_HEAD].rstrip() for text in openings]
+        together = "\0".join(heads)
+        as_normal = together.isascii() and not _ODD_SPACE.search(together)
+        return not as_normal or not self.heads.isdisjoint(heads)
+
+    def may_hit(self, opening: str) -> bool:
+        """Can a row that opens with this text ask what a suite asks? False spares it the hash of its whole question."""
+        words = normal_text(opening[:_LOOKED_AT]).split(" ", 2)
+        return len(words) < 3 or " ".join(words[:2]) in self.openings  # the third word shows that two are whole
 
     def overlap(self, row: TrainingRow) -> str | None:
         """Name the suite item of which this row's questions hold at least half the runs of 13 words."""
@@ -57,9 +79,16 @@ class SuiteIndex:
 
     def hit(self, row: TrainingRow) -> str | None:
         """Name the suite item whose question this row would train; None when there is none."""
-        if not self.by_prompt:
+        if not self.by_prompt or not self.may_hit(_first_turn(row)):
             return None
         return next((self.by_prompt[d] for d in prompt_digests(row) if d in self.by_prompt), None)
+
+
+def _first_turn(item: Mapping[str, Any]) -> str:
+    """What the first turn but a system turn says; of a text row or a prompt, all of it."""
+    if "messages" in item:
+        return next((str(m["content"]) for m in item["messages"] if m["role"] != "system"), "")
+    return str(item["prompt"] if "prompt" in item else item["text"])
 
 
 def _question(item: Mapping[str, Any]) -> str:

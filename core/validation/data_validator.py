@@ -7,7 +7,8 @@ from core.chat_templates import ChatEncoder
 from core.errors import DropforgeError
 from core.formats import RowProblem
 from core.lineage import Sidecar
-from core.validation.inspection import LEVELS, Inspection, Plan
+from core.validation.inspection import Inspection
+from core.validation.plan import LEVELS, Plan
 from core.validation.result import ValidationResult
 from core.validation.spec_validator import refused
 from core.validation.specs import DATASET_SPECS

@@ -3,9 +3,12 @@
 import fnmatch
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any  # schemas are JSON
 
 from core.formats.rows import Batch, RowProblem
+from core.formats.strict_json import parse_row
 from core.validation.specs import KINDS, DatasetSpec, nearest_spec
+from core.validation.typed_rows import typed_rows
 
 _MISFITS_IN = 10  # one row in so many may differ: at least 90 % must fit
 Example = tuple[int, Mapping[str, object]]
@@ -86,6 +89,27 @@ class Detection:
         return next(iter(self._alive.values())) if len(self._alive) == 1 else self._refusal(*self._first)
 
     def _count(self, batch: Batch) -> None:
+        fits = next((spec for spec in self._alive.values() if self._all_fit(spec, batch)), None)
+        others = [spec for spec in self._alive.values() if spec is not fits]
+        if fits is None or not all(_exclude(fits, other) for other in others):
+            self._count_rows(batch)
+            return
+        self._parsed += len(batch.lines)
+        row = parse_row((batch.text or b"").partition(b"\n")[0])
+        if isinstance(row, RowProblem):
+            return  # not reached: all rows of this batch fit
+        example = (batch.lines[0], row)
+        self._first = self._first or example
+        for other in others:
+            self._misfits[other.name] += len(batch.lines)
+            self._examples.setdefault(other.name, example)
+
+    @staticmethod
+    def _all_fit(spec: DatasetSpec, batch: Batch) -> bool:
+        typed = typed_rows(spec) if batch.text is not None else None
+        return typed is not None and typed.read(batch.text or b"", len(batch.lines)) is not None
+
+    def _count_rows(self, batch: Batch) -> None:
         for line, row in zip(batch.lines, batch.values, strict=True):
             if isinstance(row, RowProblem):
                 continue
@@ -119,6 +143,16 @@ class Detection:
         message = f"no spec fits; nearest is {nearest.name}, but {_told(problem, nearest.name)}"
         fix = (None if self._columns else _column_fix(nearest, first_row)) or problem.fix or fix
         return RowProblem("spec_unknown", message, None, problem.field, fix)
+
+
+def _exclude(one: DatasetSpec, other: DatasetSpec) -> bool:
+    """Can no row fit both? Surely so when one requires a column that the other does not allow."""
+    return _requires_unknown(one.schema, other.schema) or _requires_unknown(other.schema, one.schema)
+
+
+def _requires_unknown(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    closed = other.get("additionalProperties") is False and "patternProperties" not in other
+    return closed and not set(one.get("required", ())) <= set(other.get("properties", ()))
 
 
 def _told(problem: RowProblem | None, name: str) -> str:

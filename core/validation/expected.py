@@ -79,18 +79,24 @@ class JobRows:
 
     def __iter__(self) -> Iterator[tuple[int, bytes, TrainingRow]]:
         """All rows that were not excluded: (row number, SHA-256, training row), held-out ones too."""
+        for number, _line, digest, row in self.with_lines():
+            yield number, digest, row
+
+    def with_lines(self) -> Iterator[tuple[int, int, bytes, TrainingRow]]:
+        """The same with the line: (row number, line, SHA-256, training row)."""
         for batch in open_rows(self.data_file).batches():
             for number, value in enumerate(batch.values, batch.first):
                 if number in self.excluded:
                     continue
+                line = batch.lines[number - batch.first]
                 if isinstance(value, RowProblem):
-                    raise DataError(value.message, where=f"{self.data_file}:{batch.lines[number - batch.first]}")
+                    raise DataError(value.message, where=f"{self.data_file}:{line}")
                 try:
                     row = training_row(value, self.spec, self.columns)
                 except (KeyError, TypeError) as error:  # the gate let only fitting rows in: the file has changed
-                    line = f"{self.data_file}:{batch.lines[number - batch.first]}"
-                    raise DataError(f"the row is not {self.spec.name} any more", where=line) from error
-                yield number, row_sha256(row), row
+                    place = f"{self.data_file}:{line}"
+                    raise DataError(f"the row is not {self.spec.name} any more", where=place) from error
+                yield number, line, row_sha256(row), row
 
 
 def _row_numbers(file: Path) -> frozenset[int]:

@@ -2,8 +2,8 @@
 
 Reads    a claim folder, config/specs, config/suites, checkpoints/<run>/incoming, the run's tokenizer
 Writes   into the claim folder only: tokens/, `.held_out.jsonl`, NAME.rejected.jsonl, NAME.meta.json (merged sidecar)
-Errors   EncoderMissingError (retryable) before any tokenizer exists; StorageError when the disk fails; everything else
-         that goes wrong refuses the file: a gate never fails open
+Errors   a retryable ResourceError when the root lacks what it takes to judge (a tokenizer, a sound suite, disk space):
+         the file waits. A package that is missing holds the file. Whatever else fails refuses it: nothing fails open
 Used by  core.daemon in a worker process; core.commands.check in its own
 """
 
@@ -13,36 +13,38 @@ import logging
 import os
 import traceback
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any  # verdicts are JSON
 
 from core.atomic import write_json
 from core.chat_templates import ChatEncoder
-from core.checkpoints import Catalogue
-from core.errors import DropforgeError, ResourceError, StorageError
+from core.errors import ConfigError, DropforgeError, ResourceError, StorageError
 from core.formats import RowProblem
 from core.job_queue import SIDECAR_SUFFIX, data_file_in, new_verdict
 from core.lineage import Sidecar, SidecarError, check_generator, merged, read_sidecar
 from core.paths import Workspace, display_name
 from core.settings import Settings
 from core.status import iso_now
+from core.validation.audit import looks_for
 from core.validation.claim_sinks import ClaimSinks
 from core.validation.contamination import SuiteIndex
+from core.validation.encoders import EncoderMissingError, encoder_for
 from core.validation.held_out import read_held_out
-from core.validation.inspection import Inspection, Plan
+from core.validation.inspection import Inspection
+from core.validation.plan import Plan
 from core.validation.result import VALIDATOR_VERSIONS, ValidationResult
 from core.validation.specs import load_specs
 
+_MASKS_KEPT = 3  # rows of which the verdict shows what is trained
 _log = logging.getLogger(__name__)
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
-class EncoderMissingError(ResourceError):
-    """Neither a checkpoint nor the base model has a tokenizer yet."""
+class RootDamagedError(ResourceError):
+    """A spec or a suite of the root cannot be read: nothing can be judged by it."""
 
-    code = 3020
-    slug = "no_tokenizer"
+    code = 3023
+    slug = "root_damaged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +76,7 @@ def run_gates(claim_folder: Path, context: GateContext) -> GateOutcome:
     """Run both gates over a claimed file.
 
     Raises:
-        EncoderMissingError: no tokenizer yet; ask again when checkpoint-0 exists.
-        StorageError: the disk is full or failing; ask again.
+        ResourceError: retryable; the machine or the root lacks something, which is no fault of the file: ask again.
     """
     workspace = Workspace(context.root)
     path = data_file_in(claim_folder)
@@ -84,15 +85,21 @@ def run_gates(claim_folder: Path, context: GateContext) -> GateOutcome:
     try:
         try:
             sidecar = _sidecar_of(path, context.settings)
-            verdict, passed = _inspect(path, sidecar, workspace, context.settings, base, claim_folder)
+            verdict, passed = _inspect(
+                path, sidecar, workspace, context.settings, base, claim_folder, show_mask=_MASKS_KEPT
+            )
         except SidecarError as error:
             verdict, passed = _refused_by_sidecar(path, base, error), False
     except OSError as error:
         if error.errno in _DISK_ERRORS:
             raise StorageError(f"the gate cannot write: {error.strerror}", where=str(claim_folder)) from error
         return _outcome(base | _unreadable(error), "held", context.lane)
-    except (EncoderMissingError, StorageError):
-        raise
+    except ConfigError as error:  # a damaged spec or suite of the root
+        raise RootDamagedError(error.message, where=error.where, fix=error.fix) from error
+    except ResourceError as error:
+        if error.retryable:
+            raise
+        return _outcome(base | _missing(error), "held", context.lane)
     except Exception as error:  # noqa: BLE001  # the loop's edge: a gate that raises refuses
         verdict, passed = base | _gate_error(error), False
     verdict["received_at"] = iso_now()
@@ -114,8 +121,7 @@ def check_file(
 
     Args:
         level: quick, standard or deep; None takes the settings' own.
-        show_mask: for so many rows, say which text is trained: `verdict["mask"]` = [{"line", "pieces": [{"text",
-            "trained"}]}].
+        show_mask: for so many rows, say which text is trained: `verdict["mask"]`, see core.validation.masks.
 
     Returns:
         A verdict with state None when the file would be accepted, else "rejected".
@@ -137,29 +143,6 @@ def check_file(
     except Exception as error:  # noqa: BLE001  # the loop's edge: a gate that raises refuses
         verdict, passed = base | _gate_error(error), False
     return verdict | {"state": None if passed else "rejected"}
-
-
-def encoder_for(workspace: Workspace, settings: Settings) -> ChatEncoder:
-    """The tokenizer and template of the run: HEAD's, else the base model's.
-
-    Raises:
-        EncoderMissingError: neither has one yet.
-        ModelError: it is damaged.
-    """
-    head = Catalogue(workspace, settings.run).head()
-    base = workspace.resolve(settings.model_path)
-    folder = head.folder if head is not None else base
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        raise EncoderMissingError(
-            "there is no tokenizer yet", where=str(folder), fix="start the daemon: the trainer imports the base model"
-        )
-    return _encoder(folder, file.stat().st_mtime_ns)
-
-
-@lru_cache(maxsize=2)
-def _encoder(folder: Path, _changed_ns: int) -> ChatEncoder:
-    return ChatEncoder.from_folder(folder)
 
 
 def _sidecar_of(path: Path, settings: Settings) -> Sidecar:
@@ -208,18 +191,23 @@ def _inspect(
         problem = RowProblem("too_large", f"over inbox.max_bytes = {settings.inbox.max_bytes}", fix="split the file")
         return base | _words(problem) | {"bytes": path.stat().st_size}, False
     encoder = _encoder_or_none(workspace, settings, needed=claim_folder is not None)
-    plan = plan_for(workspace, settings, level, encoder, **more)
     sinks = ClaimSinks(claim_folder, path) if claim_folder is not None else None
-    inspection = Inspection(path, sidecar, plan, sinks)
     try:
-        result = inspection.run()
+        with looks_for(workspace, settings, level, claim_folder) as looks:
+            plan = plan_for(workspace, settings, level, encoder, looks=looks, **more)
+            inspection = Inspection(path, sidecar, plan, sinks)
+            result = inspection.run()
         if sinks is not None and result.ok:
             sinks.keep(encoder.fingerprint(plan.max_length) if encoder and level != "quick" else None)
     finally:
         if sinks is not None:
             sinks.close()
     verdict = base | _verdict_part(result)
-    return (verdict | {"mask": inspection.masks} if plan.show_mask else verdict), result.ok
+    if inspection.masks:
+        verdict["mask"] = inspection.masks
+    if claim_folder is None and inspection.audit is not None:
+        verdict["audit"] = {"at": iso_now(), "report": None, **inspection.audit}
+    return verdict, result.ok
 
 
 def _encoder_or_none(workspace: Workspace, settings: Settings, *, needed: bool) -> ChatEncoder | None:
@@ -269,6 +257,11 @@ def _refused_by_sidecar(path: Path, base: dict[str, Any], error: SidecarError) -
 def _unreadable(error: OSError) -> dict[str, Any]:
     words = f"the file cannot be read: {error.strerror or error}"
     return _words(RowProblem("unreadable", words, fix="check the disk and the file's permissions, then retry"))
+
+
+def _missing(error: ResourceError) -> dict[str, Any]:
+    fix = f"{error.fix}, then dropforge retry JOB_ID" if error.fix else None
+    return _words(RowProblem(error.slug, error.message, fix=fix))
 
 
 def _gate_error(error: Exception) -> dict[str, Any]:

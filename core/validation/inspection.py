@@ -10,8 +10,7 @@ First pass: strict JSON, schema, order of turns, hashes, contamination, the held
 
 import gc
 from array import array
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol  # JSON values
@@ -19,21 +18,21 @@ from typing import Any, Protocol  # JSON values
 import numpy as np
 
 from core.atomic import sha256_file
-from core.chat_templates import ChatEncoder, Encoded
+from core.chat_templates import Encoded
 from core.formats import Batch, FormatError, RowProblem, RowReader, check_content, open_rows
 from core.lineage import Sidecar, SidecarError, check_claims
-from core.validation.contamination import SuiteIndex
 from core.validation.content import ContentChecks
 from core.validation.detection import Detection, must_be_named, named_spec, spec_by_pattern, too_few_fit
 from core.validation.held_out import HeldOutDraw
 from core.validation.labels import LabelAudit, TokenStats
 from core.validation.layer_one import LayerOne, canonical_rows
+from core.validation.masks import RoleTokens, painted
+from core.validation.plan import Plan
 from core.validation.result import MAX_EXAMPLES, MAX_EXPLAINED, Issues, ValidationResult
 from core.validation.rows import TrainingRow, rename_columns, row_sha256, shaped
 from core.validation.sample import AUDITED_ROWS, RowSample
 from core.validation.specs import DatasetSpec
 
-LEVELS = ("quick", "standard", "deep")
 _UNREAD = RowProblem("spec_unknown", "no spec is known")
 _MIN_DUPLICATE_ROWS = 10
 _TEMPLATE_TOKENS = 64  # beyond these, a row has no more tokens than its canonical JSON has bytes
@@ -48,30 +47,6 @@ class Sinks(Protocol):
     def held_out(self, row_number: int, row_hash: bytes, row: TrainingRow) -> None: ...
     def train(self, row_numbers: Sequence[int], row_hashes: Sequence[bytes], encoded: Sequence[Encoded]) -> None: ...
     def set_aside(self, row_number: int, line: int, problem: RowProblem, value: object) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How a file is to be inspected. Lengths in tokens, shares 0..1."""
-
-    specs: Mapping[str, DatasetSpec]
-    level: str = "standard"
-    spec: str | None = None
-    detect_specs: tuple[str, ...] = ("chat_sft_v1", "completion_v1")
-    spec_by_pattern: Mapping[str, str] = field(default_factory=dict)
-    encoder: ChatEncoder | None = None
-    max_length: int = 2048
-    too_long: str = "reject"
-    bad_rows: str = "reject_file"
-    bad_rows_limit: float = 0.05
-    seed: int = 0
-    held_out: float = 0.0
-    held_out_cap: int = 0
-    already_held_out: Collection[bytes] = frozenset()
-    suites: SuiteIndex = field(default_factory=lambda: SuiteIndex({}))
-    content: bool = True  # False: layer 1 alone
-    show_mask: int = 0
-    limits: Mapping[str, float] = field(default_factory=dict)
 
 
 class _Stop(Exception):
@@ -98,10 +73,13 @@ class Inspection:
         self._reader: RowReader = open_rows(path)
         self._bad: set[int] = set()
         self._sample = RowSample(plan.seed)
+        self._roles = RoleTokens(plan.encoder) if plan.encoder is not None else None
+        self._counted: set[int] = set()  # rows whose turns are counted by role
         self._large = array("Q")
         self._keys = array("Q")
         self._duplicates = 0
-        self._content = ContentChecks(plan.level) if plan.content and plan.level != "quick" else None
+        self._content = ContentChecks() if plan.content and plan.level != "quick" else None
+        self.audit: dict[str, Any] | None = None
         self._detected = self._too_few_fit = False
 
     @property
@@ -147,7 +125,7 @@ class Inspection:
             "spec": self.spec.name if self.spec else None,
             "sha256": self.sha256,
             "bytes": self.size_bytes,
-            "tokens": self.stats.as_dict(),
+            "tokens": self.stats.as_dict() | ({"by_role": self._roles.as_dict()} if self._roles is not None else {}),
         }
 
     def _run(self) -> None:
@@ -170,6 +148,8 @@ class Inspection:
         self._judge_labels()
         if self._content is not None:
             self._content.report(self.issues, self._plan.limits, self._duplicates)
+        if self._plan.looks is not None:
+            self.audit = self._plan.looks.report(self.issues, self._plan.limits)
 
     # -- layer 1 --------------------------------------------------------------------------------------------------
 
@@ -233,6 +213,10 @@ class Inspection:
         draw = HeldOutDraw(seed=plan.seed, share=plan.held_out, cap=plan.held_out_cap, already=plan.already_held_out)
         layer = LayerOne(spec, self.columns, plan.suites, grams=plan.level != "quick") if spec is not None else None
         for batch in self._reader.batches():
+            texts = layer.canonical(batch) if layer else None
+            if texts is not None:
+                self._identify(draw, range(batch.first, batch.first + len(texts)), texts)
+                continue
             checked = layer.check(batch.values) if layer else [_UNREAD for _ in batch.values]
             numbers: list[int] = []
             rows: list[TrainingRow] = []
@@ -243,19 +227,22 @@ class Inspection:
                 else:
                     numbers.append(number)
                     rows.append(outcome)
-            self._identify(draw, numbers, rows)
+            self._identify(draw, numbers, canonical_rows(rows))
         self._take_notes()
         self._too_few_fit = bool(layer and self._detected and layer.parsed and too_few_fit(layer.misfits, layer.parsed))
         return draw
 
-    def _identify(self, draw: HeldOutDraw, numbers: list[int], rows: list[TrainingRow]) -> None:
-        texts = canonical_rows(rows)
+    def _identify(self, draw: HeldOutDraw, numbers: Sequence[int], texts: Sequence[bytes]) -> None:
+        """Hash rows by their canonical JSON and offer them to both draws."""
+        if not texts:
+            return
         digests = [sha256(text).digest() for text in texts]
         draw.offer(numbers, digests)
         self._sample.offer(numbers, digests)
-        self._keys.extend(int.from_bytes(digest[:8], "little") for digest in digests)
+        self._keys.frombytes(np.frombuffer(b"".join(digests), dtype=np.uint64)[::4].tobytes())
         may_be_long = self._plan.max_length - _TEMPLATE_TOKENS
-        self._large.extend(n for n, text in zip(numbers, texts, strict=True) if len(text) > may_be_long)
+        if max(map(len, texts)) > may_be_long:
+            self._large.extend(n for n, text in zip(numbers, texts, strict=True) if len(text) > may_be_long)
 
     def _bad_row(self, number: int, line: int, problem: RowProblem, value: object) -> None:
         if self._plan.bad_rows == "set_aside":
@@ -302,6 +289,7 @@ class Inspection:
     def _audit_some(self, chosen: Mapping[bytes, list[int]]) -> None:
         """Encode the sample, and every row whose size allows it to be over max_length."""
         held = {number: digest for digest, numbers in chosen.items() for number in numbers}
+        self._counted = self._sample.numbers
         wanted = (self._sample.numbers | set(self._large)) - held.keys()
         todo: list[Todo] = []
         for number, line, value in self._reader.some(wanted | held.keys()):
@@ -318,6 +306,7 @@ class Inspection:
         self._encode(todo, keep=False)
 
     def _encode_all(self, chosen: Mapping[bytes, list[int]]) -> None:
+        self._counted = self._sample.numbers
         for batch in self._reader.batches():
             todo: list[Todo] = []
             for offset, value in enumerate(batch.values):
@@ -331,6 +320,8 @@ class Inspection:
                     continue
                 if self._content is not None:
                     self._content.look(batch.lines[offset], row)
+                if self._plan.looks is not None:
+                    self._plan.looks.look(batch.lines[offset], digest, row)
                 todo.append((number, batch.lines[offset], digest, row))
             self._encode(todo, keep=True)
 
@@ -359,9 +350,10 @@ class Inspection:
             kept.append(encoded)
             numbers.append(number)
             digests.append(digest)
+            if self._roles is not None and number in self._counted:
+                self._roles.add([row])
             if len(self.masks) < self._plan.show_mask:
-                pieces = [{"text": text, "trained": trained} for text, trained in self._plan.encoder.pieces(encoded)]
-                self.masks.append({"line": line, "pieces": pieces})
+                self.masks.append(painted(self._plan.encoder, line, row, encoded))
         if keep and self._sinks is not None:
             self._sinks.train(numbers, digests, kept)
 

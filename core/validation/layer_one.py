@@ -11,11 +11,12 @@ from typing import Any  # rows are JSON
 import jsonschema_rs
 import orjson
 
-from core.formats import RowProblem
+from core.formats import Batch, RowProblem
 from core.formats.rows import Value
 from core.validation.contamination import SuiteIndex
 from core.validation.rows import TrainingRow, canonical_json, order_problem, rename_columns, shaped
 from core.validation.specs import DatasetSpec
+from core.validation.typed_rows import Trained, opening, typed_rows
 
 Checked = TrainingRow | RowProblem
 
@@ -35,6 +36,29 @@ class LayerOne:
     grams: bool = True
     parsed: int = 0
     misfits: int = 0
+
+    def canonical(self, batch: Batch) -> list[bytes] | None:
+        """The canonical JSON of a batch's training rows when all of them are plainly good; None sends it to `check`."""
+        typed = None if self.columns or batch.text is None else typed_rows(self.spec)
+        found = typed.read(batch.text, len(batch.lines)) if typed and batch.text is not None else None
+        if found is None:
+            return None
+        rows, texts = found
+        if self.suites.by_prompt and self._any_item(rows, texts):
+            return None
+        self.parsed += len(texts)
+        return texts
+
+    def _any_item(self, rows: Sequence[Trained], texts: Sequence[bytes]) -> bool:
+        """Does one of these rows ask what a suite asks?"""
+        openings = [opening(row) for row in rows]
+        if self.grams and self.suites.by_gram:
+            asked = list(texts)
+        elif self.suites.may_hit_any(openings):
+            asked = [text for text, first in zip(texts, openings, strict=True) if self.suites.may_hit(first)]
+        else:
+            return False
+        return any(self._suite_item(orjson.loads(text)) for text in asked)
 
     def check(self, values: Sequence[Value]) -> list[Checked]:
         """Turn rows into training rows, or say why not."""

@@ -16,7 +16,7 @@ from core.formats.rows import RowProblem
 from core.validation.specs import DatasetSpec
 
 TrainingRow = dict[str, Any]
-_USUAL_ORDERS = {(*system, *("user", "assistant") * n) for system in ((), ("system",)) for n in range(1, 9)}
+USUAL_ORDERS = {(*system, *("user", "assistant") * n) for system in ((), ("system",)) for n in range(1, 9)}
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 
 
@@ -88,7 +88,7 @@ def order_problem(row: TrainingRow, spec: DatasetSpec) -> RowProblem | None:
 
 def _is_plain_chat(messages: Sequence[Mapping[str, str]]) -> bool:
     """The common case, quickly: turns in order, no silent answer."""
-    if tuple([m["role"] for m in messages]) not in _USUAL_ORDERS:
+    if tuple([m["role"] for m in messages]) not in USUAL_ORDERS:
         return False
     return not any(m["role"] == "assistant" and (not m["content"] or m["content"].isspace()) for m in messages)
 

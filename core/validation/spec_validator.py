@@ -7,7 +7,8 @@ from typing import Any  # jobs and sidecars are JSON
 from core.errors import DropforgeError
 from core.formats import RowProblem
 from core.lineage import Sidecar, SidecarError, check_sidecar
-from core.validation.inspection import Inspection, Plan
+from core.validation.inspection import Inspection
+from core.validation.plan import Plan
 from core.validation.result import Issues, ValidationResult
 from core.validation.specs import DatasetSpec
 

@@ -1,6 +1,6 @@
 """Job folders as the monitor sees them: bounded work per look, however many jobs have ended (arrow: queue).
 
-Reads    queue/<lane>/<job_id>/verdict.json, inbox/rejected/<job_id>/verdict.json, inbox/.claim/
+Reads    queue/<lane>/<job_id>/verdict.json, inbox/rejected/<job_id>/verdict.json, inbox/.claim/, status/audits/
 Errors   none on purpose: a job that moves away while it is read is simply looked for again next time
 Units    times in nanoseconds as the file system gives them
 """
@@ -18,6 +18,7 @@ from core.atomic import read_json
 from core.errors import JsonError, StorageError
 from core.job_queue import VERDICT_FILE, is_job_id, new_verdict
 from core.paths import LANES, WAITING_LANES, Workspace
+from core.verdicts import audit_of, brief, with_audit
 from monitoring.api.query import Document
 
 REJECTED = "rejected"
@@ -31,6 +32,7 @@ class Lanes:
     """Names by lane, kept until the folder changes; verdicts, kept until the file changes. Safe to share by threads."""
 
     def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
         self._folders = {lane: workspace.lane(lane) for lane in LANES}
         self._folders |= {REJECTED: workspace.rejected_dir, CHECKING: workspace.claim_dir}
         self._listings: dict[str, tuple[int, list[str]]] = {}
@@ -100,12 +102,26 @@ class Lanes:
             verdict = read_json(path)
         except (JsonError, StorageError):
             return self._unreadable(job_id, lane) if path.parent.is_dir() else None
+        verdict = brief(verdict)
         verdict["state"] = _state(lane, verdict.get("state"))
         with self._lock:
             self._verdicts[path] = (key, verdict)
             while len(self._verdicts) > _KEPT_VERDICTS:
                 self._verdicts.popitem(last=False)
         return verdict
+
+    def whole(self, job_id: str, lane: str) -> Document | None:
+        """One verdict with the rows it shows and with what was found out since it was let in."""
+        verdict = self.verdict(job_id, lane)
+        if verdict is None:
+            return None
+        try:
+            mask = read_json(self._folders[lane] / job_id / VERDICT_FILE).get("mask")
+        except (JsonError, StorageError):
+            mask = None
+        audit = audit_of(self._workspace, job_id)
+        verdict = verdict if audit is None else with_audit(verdict, audit)
+        return verdict if mask is None else {**verdict, "mask": mask}
 
     def sidecar(self, job_id: str, lane: str) -> Document | None:
         """The job's `.meta.json` with what the daemon added, or None."""

@@ -25,7 +25,8 @@ from core.formats import JsonlReader
 from core.lineage import Sidecar
 from core.validation import DATASET_SPECS, training_row
 from core.validation.claim_sinks import ClaimSinks
-from core.validation.inspection import Inspection, Plan
+from core.validation.inspection import Inspection
+from core.validation.plan import Plan
 from trainer.models.tiny_tokenizer import main as make_tokenizer
 
 SPEC = DATASET_SPECS["chat_sft_v1"]

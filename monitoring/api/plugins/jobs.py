@@ -64,7 +64,7 @@ class JobsPlugin:
     def find(self, key: str) -> Document:
         """{"jobs": [verdict], "lane", "sidecar"} of one job. Raises NotFoundError."""
         lane = self._lanes.find(key)
-        verdict = self._lanes.verdict(key, lane) if lane else None
+        verdict = self._lanes.whole(key, lane) if lane else None
         if lane is None or verdict is None:
             raise NotFoundError(f"no job {key[:60]!r}", fix="dropforge jobs lists them")
         return {"jobs": [verdict], "lane": lane, "sidecar": self._lanes.sidecar(key, lane)}

@@ -96,6 +96,9 @@ def test_a_daemon_ends_when_idle_only_after_everything_rests(rig: Rig) -> None:
     assert json.loads(rig.workspace.status_file("orders.json").read_text())["command"] == "stop"
     rig.spawn.last("trainer").code = 0
     rig.tick(times=2)
+    assert not rig.daemon.ended and rig.spawn.last("audits").signals == [signal.SIGTERM]
+    rig.spawn.last("audits").code = -signal.SIGTERM
+    rig.tick(times=2)
     assert rig.daemon.ended
 
 

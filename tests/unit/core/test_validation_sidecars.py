@@ -137,13 +137,13 @@ def test_check_says_the_same_as_the_gate_and_writes_nothing(gates: Gates, tmp_pa
     file = tmp_path / "mine.jsonl"
     file.write_text(text)
     before = sorted(tmp_path.rglob("*"))
-    checked = check_file(file, gates.settings, gates.workspace, show_mask=2)
+    checked = check_file(file, gates.settings, gates.workspace, show_mask=3)
     assert sorted(tmp_path.rglob("*")) == before
     _, verdict = gates.drop(text, name="mine.jsonl")
     same = set(verdict) - {"job_id", "state", "received_at"}
     assert {key: checked[key] for key in same} == {key: verdict[key] for key in same}
     assert checked["state"] is None
-    assert len(checked["mask"]) == 2
+    assert len(checked["mask"]) == 3
     trained = "".join(p["text"] for p in checked["mask"][0]["pieces"] if p["trained"])
     assert trained.startswith("answer ") and trained.endswith("<|im_end|>")
 

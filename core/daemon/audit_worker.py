@@ -1,0 +1,100 @@
+"""`python -m core.daemon.audit_worker --root ROOT`: audit every job that waits for it, then end (background child).
+
+Reads    queue/<lane>/<job_id>/          Writes  status/audits/, status/row_index/: it is their one writer
+Errors   a job that cannot be read gets an audit that says so; what the disk refuses ends the process, and the daemon
+         starts it again later
+Effects  lowest priority for CPU and disk: training does not wait for it. Oldest jobs first, so that a file is compared
+         with all files before it
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from core.daemon.pid_manager import die_with_parent
+from core.errors import DataError, DropforgeError, NotFoundError
+from core.job_queue import Job, JobQueue
+from core.logs import setup_logging
+from core.paths import Workspace
+from core.settings import Settings, load_settings
+from core.validation.audit import audit_job, note_unreadable
+from core.validation.row_index import RowIndex
+
+logger = logging.getLogger(__name__)
+
+_LOWEST = 19
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code of the contract."""
+    die_with_parent()
+    parser = argparse.ArgumentParser(prog="python -m core.daemon.audit_worker", description="Audit what was let in.")
+    parser.add_argument("--root", type=Path, required=True, help="folder that holds config.json")
+    options = parser.parse_args(argv)
+    workspace = Workspace(options.root)
+    setup_logging(workspace, "audits")
+    _step_back()
+    try:
+        run(workspace, load_settings(workspace))
+    except DropforgeError as error:
+        logger.error("%s", error)
+        return error.exit_code
+    return 0
+
+
+def _step_back() -> None:
+    """Whatever else wants the processor or the disk comes first."""
+    os.setpriority(os.PRIO_PROCESS, 0, _LOWEST)
+    psutil.Process().ionice(psutil.IOPRIO_CLASS_IDLE)
+
+
+def run(workspace: Workspace, settings: Settings) -> None:
+    """Audit until nothing waits for it. Raises StorageError, OSError of the disk."""
+    index = RowIndex(workspace.row_index_dir)
+    for folder in index.damaged:
+        logger.warning("a part of the row index is damaged and is made again: %s", folder.name)
+    index.repair()
+    tried: set[str] = set()
+    while jobs := [job for job in waiting_for_audit(workspace, index) if job.job_id not in tried]:
+        for job in jobs:
+            tried.add(job.job_id)
+            _audit(job, workspace, settings, index)
+        index.compact()
+
+
+def waiting_for_audit(workspace: Workspace, index: RowIndex) -> list[Job]:
+    """Jobs without an audit, or whose rows are not in the index, oldest first."""
+    audited = audited_jobs(workspace) & index.job_ids
+    return sorted((j for j in JobQueue(workspace).all_jobs() if j.job_id not in audited), key=lambda job: job.job_id)
+
+
+def audited_jobs(workspace: Workspace) -> set[str]:
+    """The jobs that have an audit."""
+    try:
+        return {Path(name).stem for name in os.listdir(workspace.audits_dir) if name.endswith(".json")}
+    except FileNotFoundError:
+        return set()
+
+
+def _audit(job: Job, workspace: Workspace, settings: Settings, index: RowIndex) -> None:
+    try:
+        try:
+            audit_job(JobQueue(workspace).find(job.job_id), workspace, settings, index)
+        except (FileNotFoundError, DataError):  # it moved to another lane while it was looked for: once more
+            audit_job(JobQueue(workspace).find(job.job_id), workspace, settings, index)
+    except NotFoundError:
+        logger.info("%s went back into the gates", job.job_id)
+    except (DataError, FileNotFoundError) as error:
+        logger.warning("%s cannot be audited: %s", job.job_id, error)
+        reason = error.message if isinstance(error, DataError) else str(error.strerror)
+        reason = error.message if isinstance(error, DataError) else str(error.strerror)
+        note_unreadable(job.job_id, reason, workspace, index)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""How a file is to be inspected: everything the settings, the run and the caller decide (arrow: intake)."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from core.chat_templates import ChatEncoder
+from core.validation.contamination import SuiteIndex
+from core.validation.looks import Looks
+from core.validation.specs import DatasetSpec
+
+LEVELS = ("quick", "standard", "deep")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a file is to be inspected. Lengths in tokens, shares 0..1."""
+
+    specs: Mapping[str, DatasetSpec]
+    level: str = "standard"
+    spec: str | None = None
+    detect_specs: tuple[str, ...] = ("chat_sft_v1", "completion_v1")
+    spec_by_pattern: Mapping[str, str] = field(default_factory=dict)
+    encoder: ChatEncoder | None = None
+    max_length: int = 2048
+    too_long: str = "reject"
+    bad_rows: str = "reject_file"
+    bad_rows_limit: float = 0.05
+    seed: int = 0
+    held_out: float = 0.0
+    held_out_cap: int = 0
+    already_held_out: Collection[bytes] = frozenset()
+    suites: SuiteIndex = field(default_factory=lambda: SuiteIndex({}))
+    content: bool = True  # False: layer 1 alone
+    show_mask: int = 0
+    limits: Mapping[str, float] = field(default_factory=dict)
+    looks: Looks | None = None  # what takes long and may refuse the file, or is asked for by `check`
