@@ -105,6 +105,7 @@ class EvaluationSettings:
 
     device: str
     alpha: float
+    budget_s: float
 
 
 @dataclass(frozen=True, slots=True)

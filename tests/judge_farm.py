@@ -18,12 +18,17 @@ class FakeScorer:
     def __init__(self, loss, answer):
         self._loss, self._answer = loss, answer
         self.rows_scored = 0
+        self.asked = 0
 
     def losses(self, rows):
         self.rows_scored += len(rows)
         return [(2 * self._loss(json.dumps(row)), 2) for row in rows]
 
+    def choice_losses(self, prompts, choices):
+        return [[(2 * self._loss(text), 2) for text in texts] for texts in choices]
+
     def answers(self, prompts, max_new_tokens):
+        self.asked += len(prompts)
         return [self._answer(prompt[-1]["content"]) for prompt in prompts]
 
     def count_tokens(self, text):

@@ -85,8 +85,9 @@ def _show_leaderboard(doc: dict[str, Any]) -> None:
 
 
 def _score(suite: dict[str, Any]) -> str:
-    value = suite.get("value")
-    return f"{suite.get('metric')} {value:.4g} (n {suite.get('n')})" if isinstance(value, int | float) else "-"
+    value, count = suite.get("value"), suite.get("n")
+    part = f" of {suite['of']}" if suite.get("of") not in (None, count) else ""
+    return f"{suite.get('metric')} {value:.4g} (n {count}{part})" if isinstance(value, int | float) else "-"
 
 
 @click.command("lineage")

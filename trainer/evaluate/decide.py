@@ -8,6 +8,7 @@ no_baseline  nothing serves, or the primary suites hold fewer than MIN_ITEMS ite
              passes, and named so
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -87,6 +88,22 @@ def decide(
         reason = f"only {items} held-out items, and a comparison needs {MIN_ITEMS}: served uncompared with {serving}"
         return Decision("no_baseline", None, reason)
     return _by_evidence([c for c in comparisons if c.role == "primary"], look, alpha)
+
+
+def guards_note(sizes: Sequence[tuple[int, int]]) -> str:
+    """What to add to a reason when guards were asked in part: with fewer items only a larger drop can be told.
+
+    Args:
+        sizes: (items, items asked) of each guard suite.
+    """
+    items, asked = sum(size for size, _asked in sizes), sum(count for _size, count in sizes)
+    if asked == items:
+        return ""
+    # n answers lost and none gained have p = 2^-n.
+    lost = math.floor(math.log2(len(sizes) / GUARD_LEVEL)) + 1
+    drop = max(lost / count for _size, count in sizes if count)
+    shown = f"a drop of less than {min(1.0, drop):.0%} in one of them would not have shown"
+    return f"; {asked} of {items} guard items asked in evaluation.budget_s: {shown}"
 
 
 def regressed(comparisons: Sequence[Comparison]) -> bool:

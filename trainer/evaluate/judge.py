@@ -9,7 +9,7 @@ Effects  redone from the start after a crash: nothing is half written, and a sec
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any  # documents for metrics.json
 
 from core.atomic import write_json
@@ -20,7 +20,7 @@ from core.settings import Settings
 from core.status import iso_now, read_status
 from trainer.evaluate.bench import Bench, locate
 from trainer.evaluate.compare import EXAMPLES, effect, flips, paired, summarise
-from trainer.evaluate.decide import Comparison, Decision, decide, regressed
+from trainer.evaluate.decide import Comparison, Decision, decide, guards_note, regressed
 from trainer.evaluate.leaderboard import DECISION_KEYS, METRICS_FILE, Leaderboard, entry_of
 from trainer.evaluate.results import SuiteResult
 from trainer.evaluate.spending import alpha_at, resamples_for
@@ -53,10 +53,13 @@ class Judge:
         started = time.perf_counter()
         candidate = self._catalogue.get(candidate_id)
         serving = locate(self._workspace, self._settings.run, serving_id) if serving_id else None
-        suites = self.suites([candidate], only)
-        after = self._bench.score(candidate, suites, noise=True)
         same = serving is not None and serving.id == candidate.id
-        before = self._bench.score(serving, suites) if serving is not None and not same else {}
+        rival = serving if not same else None
+        suites = self.suites([candidate], only)
+        if only is None:
+            suites = self.in_time(suites, [candidate, *([rival] if rival is not None else [])])
+        after = self._bench.score(candidate, suites, noise=True)
+        before = self._bench.score(rival, suites) if rival is not None else {}
         board = Leaderboard(self._workspace, self._settings.run)
         board.serving = serving_id
         verdict, comparisons = self._decide(board, candidate, serving_id, before, after)
@@ -83,6 +86,12 @@ class Judge:
             return {key: value for key, value in scored.items() if key not in DECISION_KEYS}
         joined = {key: {**known.get(key, {}), **scored[key]} for key in ("suites", "comparisons", "flips", "effect")}
         return {**known, **joined}
+
+    def in_time(self, suites: Sequence[Suite], checkpoints: Sequence[Checkpoint]) -> list[Suite]:
+        """The suites, the guards among them cut to what these checkpoints can answer in `evaluation.budget_s`."""
+        guards = [suite for suite in suites if suite.role == "guard"]
+        cut = self._bench.within(self._settings.evaluation.budget_s, checkpoints, guards)
+        return [suite for suite in suites if suite.role != "guard"] + cut
 
     def suites(self, checkpoints: Sequence[Checkpoint], only: str | None = None) -> list[Suite]:
         """The suites on disk and `incoming` over the jobs these checkpoints have trained on."""
@@ -116,7 +125,10 @@ class Judge:
         comparisons = self._compare(before, after, primary, alpha, self._bench.noise.get(candidate.id, {}))
         items = sum(c.items for c in comparisons if c.role == "primary")
         decision = decide(finite=finite, serving=serving, items=items, look=look, alpha=alpha, comparisons=comparisons)
-        return decision, comparisons
+        note = guards_note(
+            [(result.suite.size, len(result.items)) for result in after.values() if result.suite.role == "guard"]
+        )
+        return replace(decision, reason=decision.reason + note), comparisons
 
     def _compare(
         self, before: Results, after: Results, primary: set[str], alpha: float, noise: Mapping[str, float]
@@ -150,7 +162,12 @@ class Judge:
             "run": self._settings.run,
             "baseline": serving,
             "suites": {
-                name: {**value.as_dict(), "role": after[name].suite.role, "sha256": after[name].suite.sha256}
+                name: {
+                    **value.as_dict(),
+                    "of": after[name].suite.size,
+                    "role": after[name].suite.role,
+                    "sha256": after[name].suite.sha256,
+                }
                 for name, value in values.items()
             },
             "comparisons": {c.name: asdict(c) for c in comparisons},

@@ -13,16 +13,24 @@ from trainer.evaluate.suites import LONGEST_ANSWER_TOKENS, MULTIPLE_CHOICE, Item
 
 # An answer may be a little longer than the expected one before it is cut.
 _SPARE_TOKENS = 8
+# Items of a graded shard whose loss is taken all the same: enough to see that a model is broken (a loss that is not a
+# number), and for the server's gate to compare itself with. On all of them it took 30 % of a judgement and decided
+# nothing.
+PROBED = 8
 
 Row = dict[str, Any]
 Turn = dict[str, str]
+Loss = tuple[float, int]  # summed in nats, over so many trained tokens
 
 
 class Scorer(Protocol):
     """What the judge asks of a model."""
 
-    def losses(self, rows: Sequence[Row]) -> list[tuple[float, int]]:
-        """(summed loss in nats, trained tokens) of each row."""
+    def losses(self, rows: Sequence[Row]) -> list[Loss]:
+        """The loss of each row."""
+
+    def choice_losses(self, prompts: Sequence[Sequence[Turn]], choices: Sequence[Sequence[str]]) -> list[list[Loss]]:
+        """The losses of each prompt's choices as the answer to it; no tokens where they do not fit the context."""
 
     def answers(self, prompts: Sequence[Sequence[Turn]], max_new_tokens: int) -> list[str]:
         """The greedy answer to each prompt."""
@@ -31,17 +39,25 @@ class Scorer(Protocol):
         """How many tokens an answer of this text takes."""
 
 
-def score_shard(scorer: Scorer, shard: Shard, max_new_tokens: int | None) -> ShardResults:
-    """Score every item: its loss, its answer, its grade. Raises ConfigError for an item no grader can read."""
+def score_shard(scorer: Scorer, shard: Shard, max_new_tokens: int | None, *, by_loss: bool) -> ShardResults:
+    """Score every item: its answer and grade, its loss where that is what the suite measures.
+
+    Raises:
+        ConfigError: an item that its grader cannot read.
+    """
     items = shard.items
-    rows = [item.row for item in items if item.row is not None]
-    losses = iter(scorer.losses(rows))
-    loss_of = {item.id: next(losses) for item in items if item.row is not None}
-    graded = _answered(scorer, items, max_new_tokens) | _chosen(scorer, items)
-    return tuple(_result(item, loss_of.get(item.id), graded.get(item.id)) for item in items)
+    chosen = _chosen(scorer, items)
+    graded = _answered(scorer, items, max_new_tokens) | {
+        name: (text, score) for name, (text, score, _l) in chosen.items()
+    }
+    wanted = [item for item in items if item.row is not None and item.id not in chosen]
+    wanted = [item for n, item in enumerate(wanted) if by_loss or item.prompt is None or n < PROBED]
+    losses = dict(zip((i.id for i in wanted), scorer.losses([i.row for i in wanted if i.row]), strict=True))
+    losses |= {name: loss for name, (_text, _score, loss) in chosen.items()}
+    return tuple(_result(item, losses.get(item.id), graded.get(item.id)) for item in items)
 
 
-def _result(item: Item, loss: tuple[float, int] | None, graded: tuple[str, float] | None) -> ItemResult:
+def _result(item: Item, loss: Loss | None, graded: tuple[str, float] | None) -> ItemResult:
     nll, tokens = loss or (0.0, 0)
     finite = tokens > 0 and abs(nll) < float("inf")
     answer, score = graded or (None, None)
@@ -62,18 +78,17 @@ def _answered(scorer: Scorer, items: Sequence[Item], max_new_tokens: int | None)
     }
 
 
-def _chosen(scorer: Scorer, items: Sequence[Item]) -> dict[str, tuple[str, float]]:
-    """Multiple choice: the choice of the highest summed log-likelihood after the prompt."""
+def _chosen(scorer: Scorer, items: Sequence[Item]) -> dict[str, tuple[str, float, Loss]]:
+    """Multiple choice: the choice of the highest summed log-likelihood, whether it is right, the right one's loss."""
     asked = [item for item in items if item.prompt is not None and item.grader == MULTIPLE_CHOICE]
-    rows = [
-        {"messages": [*(item.prompt or ()), {"role": "assistant", "content": choice}]}
-        for item in asked
-        for choice in item.choices
-    ]
-    losses = iter(scorer.losses(rows))
-    chosen = {}
-    for item in asked:
-        nlls = [next(losses)[0] for _choice in item.choices]
-        best = item.choices[min(range(len(nlls)), key=nlls.__getitem__)]
-        chosen[item.id] = (best, float(best == item.expected))
-    return chosen
+    losses = scorer.choice_losses([item.prompt or () for item in asked], [item.choices for item in asked])
+    return {item.id: _choice(item, found) for item, found in zip(asked, losses, strict=True)}
+
+
+def _choice(item: Item, losses: Sequence[Loss]) -> tuple[str, float, Loss]:
+    right = item.choices.index(str(item.expected))
+    nlls = [nll if nll == nll else float("inf") for nll, _tokens in losses]  # not a number: never the best
+    if any(tokens == 0 for _nll, tokens in losses):
+        return "", 0.0, losses[right]
+    best = item.choices[min(range(len(nlls)), key=nlls.__getitem__)]
+    return best, float(best == item.expected), losses[right]

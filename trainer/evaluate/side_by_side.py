@@ -33,6 +33,8 @@ def side_by_side(
     """
     pair = [_checkpoint(workspace, settings.run, one) for one in ids]
     suites = judge.suites(pair, only)
+    if only is None:
+        suites = judge.in_time(suites, pair)
     scored = [bench.score(checkpoint, suites) for checkpoint in pair]
     primary = {suite.name for suite in deciding(suites)}
     seed, level = settings.trainer.seed, settings.evaluation.alpha
@@ -75,7 +77,7 @@ def _checkpoint(workspace: Workspace, run: str, wanted: str) -> Checkpoint:
 
 def _suite(a: SuiteResult, b: SuiteResult, seed: int) -> dict[str, Any]:
     values = {side: asdict(summarise(result, seed=seed)) for side, result in zip(SIDES, (a, b), strict=True)}
-    return {"metric": a.suite.metric, "role": a.suite.role, **values, "flips": flips(a, b)}
+    return {"metric": a.suite.metric, "role": a.suite.role, "of": a.suite.size, **values, "flips": flips(a, b)}
 
 
 def compared(a: SuiteResult, b: SuiteResult, role: str, seed: int) -> Comparison | None:
@@ -106,7 +108,7 @@ def render(doc: Mapping[str, Any]) -> str:
     """The same as text for a terminal."""
     lines = [f"a = {doc['a']}", f"b = {doc['b']}"]
     for name, suite in doc["suites"].items():
-        values = [_value(suite[side]) for side in SIDES]
+        values = [_value(suite[side], suite["of"]) for side in SIDES]
         gain = f"  gain {suite['gain']:+.4g}  p {suite['p_value']:.2g}" if "gain" in suite else ""
         changed = f"  ({suite['flips']['gained']} gained, {suite['flips']['lost']} lost)"
         lines.append(f"{name} [{suite['metric']}]  a {values[0]}  b {values[1]}{gain}{changed}")
@@ -116,8 +118,9 @@ def render(doc: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"winner: {doc['winner'] or '-'} ({doc['reason']})"])
 
 
-def _value(value: Mapping[str, Any]) -> str:
+def _value(value: Mapping[str, Any], size: int) -> str:
     if value["value"] is None:
         return "-"
     low, high = value["ci95"]
-    return f"{value['value']:.4g} [{low:.4g}, {high:.4g}] n={value['n']}"
+    part = f" of {size}" if value["n"] < size else ""
+    return f"{value['value']:.4g} [{low:.4g}, {high:.4g}] n={value['n']}{part}"

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any  # rows and items are JSON documents
 
@@ -32,6 +33,8 @@ INCOMING_ITEMS = 1000
 # nothing, while writing them took two thirds of a judgement (13 of 20 s on GSM8K, docs/log.md).
 INCOMING_ANSWERS = 100
 INCOMING_ANSWER_CHARACTERS = 120
+# A guard of fewer items is asked whole.
+SMALLEST_CUT = 32
 _SUITE_KEYS = {
     "name",
     "version",
@@ -60,6 +63,9 @@ class Item:
     tags: tuple[str, ...] = ()
 
 
+Asked = tuple[Item, dict[str, Any]]  # with the line it came from
+
+
 @dataclass(frozen=True, slots=True)
 class Shard:
     """Items that are always scored together, in this order, so that their results can be reused bit for bit."""
@@ -70,7 +76,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """A named set of items with the metric that sums them up."""
+    """A named set of items with the metric that sums them up. Only the first `asked` shards count (None: all)."""
 
     name: str
     version: str
@@ -80,14 +86,26 @@ class Suite:
     max_new_tokens: int | None  # None: as many as the longest expected answer needs
     shards: tuple[Shard, ...]
     tags: dict[str, Any] = field(default_factory=dict)
+    asked: int | None = None
+
+    @property
+    def asked_shards(self) -> tuple[Shard, ...]:
+        return self.shards[: self.asked]
 
     @property
     def items(self) -> list[Item]:
-        return [item for shard in self.shards for item in shard.items]
+        """The items that are asked, in the order of their results."""
+        return [item for shard in self.asked_shards for item in shard.items]
+
+    @property
+    def size(self) -> int:
+        """How many items there are, asked or not."""
+        return sum(len(shard.items) for shard in self.shards)
 
     @property
     def sha256(self) -> str:
-        return _digest([self.name, self.version, self.metric, *(shard.sha256 for shard in self.shards)])
+        """Names the items that are asked: values of two suites with one sha256 can be compared."""
+        return _digest([self.name, self.version, self.metric, *(shard.sha256 for shard in self.asked_shards)])
 
     @property
     def by_loss(self) -> bool:
@@ -131,9 +149,22 @@ def load_suite(folder: Path) -> Suite:
     if longest is not None and (type(longest) is not int or not 1 <= longest <= LONGEST_ANSWER_TOKENS):
         fix = f"give a whole number from 1 to {LONGEST_ANSWER_TOKENS}"
         raise ConfigError(f"max_new_tokens is {longest!r}", where=str(path), fix=fix)
-    items, digest = _read_items(folder / "items.jsonl", metric)
-    shard = Shard(_digest([digest, longest]), items)
-    return Suite(folder.name, str(doc.get("version", 1)), metric, role, float(tolerance), longest, (shard,), doc)
+    items = _read_items(folder / "items.jsonl", metric)
+    parts = _parts(items) if role == "guard" else [items]
+    shards = tuple(
+        Shard(_digest([[doc for _item, doc in part], metric, longest]), tuple(item for item, _doc in part))
+        for part in parts
+    )
+    return Suite(folder.name, str(doc.get("version", 1)), metric, role, float(tolerance), longest, shards, doc)
+
+
+def _parts(items: Sequence[Asked]) -> list[Sequence[Asked]]:
+    """A guard's items in a fixed order that says nothing about them, cut so that 1/4, 1/2 or all can be asked."""
+    if len(items) < SMALLEST_CUT:
+        return [items]
+    ordered = sorted(items, key=lambda one: hashlib.sha256(f"guard {one[0].id}".encode()).digest())
+    ends = [0, len(items) // 4, len(items) // 2, len(items)]
+    return [ordered[start:end] for start, end in pairwise(ends)]
 
 
 def _one_of(value: object, allowed: Sequence[str], key: str, path: Path) -> None:
@@ -141,11 +172,11 @@ def _one_of(value: object, allowed: Sequence[str], key: str, path: Path) -> None
         raise ConfigError(f"{key} is {value!r}", where=str(path), fix=f"use one of {', '.join(allowed)}")
 
 
-def _read_items(path: Path, metric: str) -> tuple[tuple[Item, ...], str]:
+def _read_items(path: Path, metric: str) -> list[Asked]:
     lines = _json_lines(path)
-    items = tuple(parse_item(doc, f"{path}:{number}", metric) for number, doc in lines)
+    items = [(parse_item(doc, f"{path}:{number}", metric), doc) for number, doc in lines]
     seen: set[str] = set()
-    for item, (number, _doc) in zip(items, lines, strict=True):
+    for (item, _doc), (number, _line) in zip(items, lines, strict=True):
         if item.id in seen:
             raise ConfigError(
                 f"the id {item.id!r} stands twice", where=f"{path}:{number}", fix="give each item its own id"
@@ -153,7 +184,7 @@ def _read_items(path: Path, metric: str) -> tuple[tuple[Item, ...], str]:
         seen.add(item.id)
     if not items:
         raise ConfigError("the suite has no items", where=str(path), fix="add at least one line")
-    return items, _digest([doc for _number, doc in lines])
+    return items
 
 
 def _json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
