@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from core.job_queue import SIDECAR_SUFFIX, new_job_id
+from core.atomic import write_json
+from core.job_queue import SIDECAR_SUFFIX, Job, JobQueue, new_job_id
 from core.paths import Workspace
 from core.settings import Settings, load_settings
 from core.validation.gate import GateContext, GateOutcome, run_gates
@@ -50,6 +51,14 @@ class Gates:
     def run(self, folder: Path, lane: str = "normal") -> GateOutcome:
         """The gates over a claim folder."""
         return run_gates(folder, GateContext(self.workspace.root, folder.name, lane, self.settings))
+
+    def queue(self, data: str | bytes, sidecar: object = None, name: str = "x.jsonl", lane: str = "normal") -> Job:
+        """A file that the gates let in, in its lane."""
+        folder = self.claim(data, sidecar, name)
+        outcome = self.run(folder)
+        assert outcome.state == "queued", outcome.verdict["message"]
+        write_json(folder / "verdict.json", outcome.verdict)
+        return JobQueue(self.workspace).put(folder, lane)
 
     def drop(self, data: str | bytes, sidecar: object = None, name: str = "x.jsonl") -> tuple[Path, dict[str, Any]]:
         """Claim a file and run the gates: the folder and the verdict."""

@@ -55,6 +55,8 @@ def _step_back() -> None:
 
 def run(workspace: Workspace, settings: Settings) -> None:
     """Audit until nothing waits for it. Raises StorageError, OSError of the disk."""
+    workspace.audits_dir.mkdir(exist_ok=True)
+    workspace.row_index_dir.mkdir(exist_ok=True)
     index = RowIndex(workspace.row_index_dir)
     for folder in index.damaged:
         logger.warning("a part of the row index is damaged and is made again: %s", folder.name)

@@ -146,7 +146,6 @@ def _histogram(values: NDArray[Any], span: tuple[float, float] | None = None) ->
 
 def _write(workspace: Workspace, job: Job, verdict: dict[str, Any], found: dict[str, Any]) -> None:
     """The report first: the document names it."""
-    workspace.audits_dir.mkdir(parents=True, exist_ok=True)
     report = None
     if verdict["level"] == "deep":
         file = workspace.audits_dir / f"{job.job_id}.html"

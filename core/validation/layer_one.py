@@ -16,7 +16,7 @@ from core.formats.rows import Value
 from core.validation.contamination import SuiteIndex
 from core.validation.rows import TrainingRow, canonical_json, order_problem, rename_columns, shaped
 from core.validation.specs import DatasetSpec
-from core.validation.typed_rows import Trained, opening, typed_rows
+from core.validation.typed_rows import PlainRows, typed_rows
 
 Checked = TrainingRow | RowProblem
 
@@ -43,19 +43,17 @@ class LayerOne:
         found = typed.read(batch.text, len(batch.lines)) if typed and batch.text is not None else None
         if found is None:
             return None
-        rows, texts = found
-        if self.suites.by_prompt and self._any_item(rows, texts):
+        if self.suites.by_prompt and self._any_item(found):
             return None
-        self.parsed += len(texts)
-        return texts
+        self.parsed += len(found.texts)
+        return found.texts
 
-    def _any_item(self, rows: Sequence[Trained], texts: Sequence[bytes]) -> bool:
+    def _any_item(self, rows: PlainRows) -> bool:
         """Does one of these rows ask what a suite asks?"""
-        openings = [opening(row) for row in rows]
         if self.grams and self.suites.by_gram:
-            asked = list(texts)
-        elif self.suites.may_hit_any(openings):
-            asked = [text for text, first in zip(texts, openings, strict=True) if self.suites.may_hit(first)]
+            asked = rows.texts
+        elif self.suites.may_hit_any(rows.openings):
+            asked = [text for text, first in zip(*rows, strict=True) if self.suites.may_hit(first)]
         else:
             return False
         return any(self._suite_item(orjson.loads(text)) for text in asked)

@@ -40,7 +40,7 @@ class RowIndex:
         for name in sorted(name for name in names if not name.startswith(".")):
             try:
                 self._parts[name] = [Part.open(folder) for folder in sorted((self._folder / name).iterdir())]
-            except (OSError, ValueError, LookupError, TypeError, JsonError):
+            except (OSError, EOFError, ValueError, LookupError, TypeError, JsonError):
                 self.damaged.append(self._folder / name)
 
     def __iter__(self) -> Iterator[Part]:

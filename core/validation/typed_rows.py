@@ -10,11 +10,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, reduce
 from itertools import chain
-from typing import Annotated, Any, Literal  # types are made at run time
+from typing import Annotated, Any, Literal, NamedTuple  # types are made at run time
 
 import msgspec
 
-from core.formats.strict_json import count_key_ends, key_ends
+from core.formats.strict_json import count_quotes, has_odd_escapes
 from core.validation.rows import USUAL_ORDERS, shaped
 from core.validation.specs import DatasetSpec
 
@@ -44,15 +44,11 @@ class Text(msgspec.Struct, gc=False):
     text: str
 
 
-def opening(row: Chat | Text) -> str:
-    """The first thing that is asked in a row; a text is its own question."""
-    if type(row) is Text:
-        return row.text
-    first = row.messages[0]
-    return row.messages[1].content if first.role == "system" else first.content
+class PlainRows(NamedTuple):
+    """Good rows: the canonical JSON of what is trained, and what is asked first (all of a plain text)."""
 
-
-Trained = Chat | Text
+    texts: list[bytes]
+    openings: list[str]
 
 
 class TypedRows:
@@ -64,14 +60,9 @@ class TypedRows:
         turn = spec.schema["properties"].get("messages", {}).get("items", {})
         self._has_plain_turns = spec.kind == "chat" and set(turn["properties"]) == {"content", "role"}
 
-    def read(self, text: bytes, count: int) -> tuple[list[Trained], list[bytes]] | None:
-        """Read `count` rows, each closed by LF, begun by { and ended by }.
-
-        Returns:
-            What is trained and its canonical JSON; None where a row is not plainly good.
-        """
-        keys = key_ends(text)
-        if keys is None:
+    def read(self, text: bytes, count: int) -> PlainRows | None:
+        """Read `count` rows, each closed by LF, begun by { and ended by }; None where one is not plainly good."""
+        if has_odd_escapes(text):
             return None
         try:
             rows = self._decode(text)
@@ -81,33 +72,37 @@ class TypedRows:
             return None
         trained = self._trained(rows)
         written = _encode(trained)
-        if count_key_ends(written) != keys and count_key_ends(_encode(rows)) != keys:
+        quotes = count_quotes(text)
+        if count_quotes(written) != quotes and count_quotes(_encode(rows)) != quotes:
             return None  # a key that stands twice was swallowed
-        return (trained, written[:-1].split(b"\n")) if self._kind == "text" or _in_order(trained) else None
+        openings = [row.text for row in trained] if self._kind == "text" else _openings(trained)
+        return PlainRows(written[:-1].split(b"\n"), openings) if openings is not None else None
 
-    def _trained(self, rows: list[Any]) -> list[Trained]:
+    def _trained(self, rows: list[Any]) -> list[Any]:  # generated structs -> Text, or Chat
         if self._kind == "text":
             return [Text(row.text) for row in rows]
         if self._has_plain_turns:
             return [Chat(row.messages) for row in rows]
-        chats: list[Trained] = msgspec.convert(
-            [shaped(row, self._kind) for row in msgspec.to_builtins(rows)], list[Chat]
-        )
+        chats: list[Any] = msgspec.convert([shaped(row, self._kind) for row in msgspec.to_builtins(rows)], list[Chat])
         return chats
 
 
-def _in_order(rows: Sequence[Any]) -> bool:  # of Chat, or of a generated twin
-    """System first if at all, user and assistant in turn, no silent assistant; long chats are left to the slow road."""
+def _openings(rows: Sequence[Chat]) -> list[str] | None:
+    """What is asked first in each row; None unless all are in order: system first if at all, user and assistant in
+    turn, no silent assistant. Long chats are left to the slow road.
+    """
     chats = [row.messages for row in rows]
     turns = list(chain.from_iterable(chats))
     roles = [turn.role for turn in turns]
     if set(map(len, chats)) == {2} and roles == ["user", "assistant"] * len(chats):  # the common case, quickly
         answers = [turn.content for turn in turns[1::2]]
+        openings = [turn.content for turn in turns[::2]]
     elif USUAL_ORDERS.issuperset([tuple([turn.role for turn in chat]) for chat in chats]):
         answers = [turn.content for turn in turns if turn.role == "assistant"]
+        openings = [chat[chat[0].role == "system"].content for chat in chats]
     else:
-        return False
-    return all(answers) and not any(map(str.isspace, answers))
+        return None
+    return None if not all(answers) or any(map(str.isspace, answers)) else openings
 
 
 @lru_cache(maxsize=32)

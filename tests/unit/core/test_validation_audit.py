@@ -1,0 +1,291 @@
+"""What the background child finds out about files that were let in, and the index it keeps of their rows."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from core.daemon import audit_worker
+from core.job_queue import Job, JobQueue
+from core.validation import row_index, sketches
+from core.validation.audit import IndexBehindError
+from core.validation.gate import check_file
+from core.validation.row_index import RowIndex
+from core.verdicts import audit_of, verdict_of, whole_verdict
+from gate_kit import Gates, chat, lines, save_tokenizer
+
+STORY = "the quick brown fox jumps over the lazy dog while rain falls on all the old stone roofs of the town by the sea"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture
+def farm(tmp_path: Path, tokenizer: Path) -> Gates:
+    return make_farm(tmp_path, tokenizer)
+
+
+def make_farm(folder: Path, tokenizer: Path, level: str = "standard", **validation: Any) -> Gates:
+    return Gates(folder / "root", tokenizer, validation={"level": level, **validation}, trainer={"held_out": 0})
+
+
+def tell(topic: int | str, ending: str = "") -> dict[str, Any]:
+    """A row of its own by its topic, alike by another ending."""
+    words = " ".join(f"{word}{topic}" for word in STORY.split())
+    return chat(f"{topic}", f"{words} {ending}".strip())
+
+
+def audit(farm: Gates) -> None:
+    audit_worker.run(farm.workspace, farm.settings)
+
+
+def found(farm: Gates, job: Job) -> dict[str, Any]:
+    doc = audit_of(farm.workspace, job.job_id)
+    assert doc is not None
+    facts = doc["facts"].get("duplicates", {})
+    return {key: facts.get(key) for key in ("seen_before", "near_before", "near_in_file")}
+
+
+def test_rows_seen_before_and_rows_nearly_seen_before_are_warned_about_with_their_file(farm: Gates) -> None:
+    farm.queue(lines(tell(i) for i in range(30)), name="first.jsonl", lane="done")
+    second = [tell(3), tell(4, "tonight"), *(tell(100 + i) for i in range(8)), tell(100, "again")]
+    job = farm.queue(lines(second), name="second.jsonl")
+    audit(farm)
+    assert found(farm, job) == {"seen_before": 1, "near_before": 1, "near_in_file": 1}
+    issues = {issue["code"]: issue for issue in whole_verdict(farm.workspace, job.job_id)["issues"]}
+    assert issues["seen_before"]["examples"] == [1] and issues["near_duplicate"]["examples"] == [2, 11]
+    assert (
+        "1 of 11 rows (9.1%) are equal to rows in files before it (most in first.jsonl)"
+        in (issues["seen_before"]["message"])
+    )
+    assert "1 in this file, 1 in files before it" in issues["near_duplicate"]["message"]
+    assert {issue["severity"] for issue in issues.values()} == {"warning"}
+
+
+def test_a_file_is_compared_with_files_before_it_and_not_with_later_or_untrained_ones(
+    tmp_path: Path, tokenizer: Path
+) -> None:
+    for level, before in (("standard", 0), ("deep", 20)):
+        farm = make_farm(tmp_path / level, tokenizer, level)
+        farm.queue(lines(tell(i) for i in range(20)), lane="failed")
+        job = farm.queue(lines(tell(i) for i in range(20)))
+        farm.queue(lines(tell(i, "later") for i in range(20)))
+        audit(farm)
+        assert found(farm, job)["seen_before"] == before
+        assert found(farm, job)["near_before"] == 0
+
+
+def test_a_lost_or_damaged_index_is_made_again_and_finds_the_same(farm: Gates) -> None:
+    farm.queue(lines(tell(i) for i in range(20)), lane="done")
+    job = farm.queue(lines([tell(1), tell(2, "tonight")]))
+    audit(farm)
+    expected = audit_of(farm.workspace, job.job_id)
+    assert expected is not None
+    folder = farm.workspace.row_index_dir
+    shutil.rmtree(folder)
+    audit(farm)
+    again = audit_of(farm.workspace, job.job_id)
+    assert again is not None and again["facts"] == expected["facts"]
+    first = sorted(folder.iterdir())[0]
+    for name, damage in (("owners.npy", b"\x93NUMPY rubbish"), ("head.json", b"{"), ("keys.npy", b"")):
+        (first / "000000" / name).write_bytes(damage)
+        assert RowIndex(folder).damaged == [first]
+        audit(farm)
+        assert RowIndex(folder).damaged == [] and found(farm, job)["seen_before"] == 1
+
+
+def test_an_index_that_points_outside_of_itself_is_damaged(farm: Gates) -> None:
+    farm.queue(lines(tell(i) for i in range(20)), lane="done")
+    audit(farm)
+    part = next(farm.workspace.row_index_dir.glob("*/*"))
+    owners = np.load(part / "owners.npy")
+    owners[5] = 1_000_000
+    np.save(part / "owners.npy", owners)
+    assert len(RowIndex(farm.workspace.row_index_dir).damaged) == 1
+
+
+def test_the_index_is_plain_arrays_and_small(farm: Gates) -> None:
+    farm.queue(lines(tell(i) for i in range(200)), lane="done")
+    audit(farm)
+    files = [path for path in farm.workspace.row_index_dir.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".npy", ".json"}
+    assert all(np.load(path, allow_pickle=False).dtype.kind == "u" for path in files if path.suffix == ".npy")
+    assert sum(path.stat().st_size for path in files) / 200 < 500, "bytes a row"
+
+
+def test_many_small_files_are_put_together_and_still_found(farm: Gates, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_index, "_MANY_SMALL", 5)
+    for i in range(12):
+        farm.queue(lines([tell(i)]), name=f"f{i}.jsonl", lane="done")
+    audit(farm)
+    assert len(list(farm.workspace.row_index_dir.iterdir())) == 1
+    job = farm.queue(lines([tell(i, "tonight") for i in range(12)]))
+    audit(farm)
+    assert found(farm, job)["near_before"] == 12
+
+
+def test_rows_alike_across_the_parts_of_one_file_are_found(farm: Gates, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.validation.duplicates.PART_ROWS", 16)
+    job = farm.queue(lines([*(tell(i) for i in range(40)), tell(2, "tonight"), tell(39, "tonight")]))
+    audit(farm)
+    assert found(farm, job) == {"seen_before": 0, "near_before": 0, "near_in_file": 2}
+    assert len(list((farm.workspace.row_index_dir / job.job_id).iterdir())) == 3
+
+
+def test_alike_means_what_the_signatures_say() -> None:
+    sketch = sketches.Sketcher()
+    words = [f"w{i}" for i in range(102)]
+    changed = [*words[:101], "other"]
+    halves = [*words[:51], *(f"v{i}" for i in range(51))]
+    one, near, far = (sketch({"text": " ".join(text)}) for text in (words, changed, halves))
+    assert (one == near).mean() > 0.9 and (one == far).mean() < 0.6
+
+
+def test_a_limit_makes_the_gate_look_and_wait_for_the_index(tmp_path: Path, tokenizer: Path) -> None:
+    farm = make_farm(tmp_path, tokenizer, limits={"near_duplicate": 0.2, "seen_before": 0.5})
+    farm.queue(lines(tell(i) for i in range(20)), name="old.jsonl", lane="done")
+    again = farm.claim(lines(tell(i, "tonight") for i in range(20)))
+    with pytest.raises(IndexBehindError) as caught:
+        farm.run(again)
+    assert caught.value.retryable and "1 are not in the index yet" in caught.value.message
+    audit(farm)
+    verdict = farm.run(again).verdict
+    assert (verdict["state"], verdict["code"]) == ("rejected", "near_duplicate")
+    assert "20 in files before it (most in old.jsonl)" in verdict["message"]
+    assert "validation.limits.near_duplicate allows 20.00%" in verdict["message"]
+    assert not [path for path in again.iterdir() if path.name.startswith(".rows")]
+    same = farm.run(farm.claim(lines(tell(i) for i in range(20)), name="other.jsonl")).verdict
+    assert (same["state"], same["code"]) == ("rejected", "seen_before")
+    assert farm.drop(lines(tell(100 + i) for i in range(20)))[1]["state"] == "queued"
+
+
+def test_without_a_limit_nothing_of_it_is_waited_for(farm: Gates) -> None:
+    farm.queue(lines(tell(i) for i in range(20)), lane="done")
+    _, verdict = farm.drop(lines(tell(i) for i in range(20)))
+    assert verdict["state"] == "queued" and "audit" not in verdict
+    assert not farm.workspace.row_index_dir.exists()
+
+
+def test_check_at_level_deep_compares_with_the_history_and_writes_nothing(farm: Gates, tmp_path: Path) -> None:
+    farm.queue(lines(tell(i) for i in range(20)), name="old.jsonl", lane="done")
+    audit(farm)
+    file = tmp_path / "new.jsonl"
+    file.write_text(lines([tell(1), tell(2, "tonight"), tell(77)]))
+    before = sorted(tmp_path.rglob("*"))
+    verdict = check_file(file, farm.settings, farm.workspace, "deep")
+    assert sorted(tmp_path.rglob("*")) == before
+    duplicates = verdict["audit"]["duplicates"]
+    assert (duplicates["seen_before"], duplicates["near_before"]) == (1, 1)
+    assert duplicates["files"][0]["file"] == "old.jsonl"
+
+
+def test_a_job_whose_rows_are_gone_is_audited_once_and_says_so(farm: Gates) -> None:
+    job = farm.queue(lines([tell(1)]), lane="failed")
+    job.data_file.write_text("not what it was\n")
+    audit(farm)
+    assert "not_audited" in {issue["code"] for issue in whole_verdict(farm.workspace, job.job_id)["issues"]}
+    assert audit_worker.waiting_for_audit(farm.workspace, RowIndex(farm.workspace.row_index_dir)) == []
+
+
+def test_a_job_goes_into_the_index_only_after_its_audit_is_written(
+    farm: Gates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = farm.queue(lines([tell(1)]))
+
+    def killed(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RowIndex, "keep", killed)
+        with pytest.raises(KeyboardInterrupt):
+            audit(farm)
+    assert [
+        j.job_id for j in audit_worker.waiting_for_audit(farm.workspace, RowIndex(farm.workspace.row_index_dir))
+    ] == [job.job_id]
+    audit(farm)
+    assert RowIndex(farm.workspace.row_index_dir).job_ids == {job.job_id}
+    assert not list(farm.workspace.row_index_dir.glob(".*"))
+
+
+class _Page(HTMLParser):
+    """Counts tags; texts are what a reader sees."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        assert not [name for name, _ in attrs if name.startswith("on") or name in ("src", "href")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_level_deep_writes_a_page_that_stands_alone_and_shows_no_markup_of_the_data(
+    tmp_path: Path, tokenizer: Path
+) -> None:
+    farm = make_farm(tmp_path, tokenizer, "deep")
+    evil = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+    rows = [chat(0, evil), *(tell(i) for i in range(60)), chat(7, "mail jo.doe@example.org")]
+    job = farm.queue(lines(rows), name="<b>evil.jsonl")
+    audit(farm)
+    verdict = whole_verdict(farm.workspace, job.job_id)
+    report = farm.workspace.root / verdict["audit"]["report"]
+    shown = _Page(report.read_text())
+    assert shown.tags.isdisjoint({"script", "img", "b", "link", "iframe"}) and {"svg", "ins", "table"} <= shown.tags
+    assert evil in shown.text and "<b>evil.jsonl" in shown.text
+    assert "private_data" in shown.text and "jo.doe@example.org" not in shown.text
+    assert not re.search(r"https?://", report.read_text())
+    assert verdict["audit"]["by_role"]["assistant"]["turns"] == 62
+    assert sum(verdict["audit"]["row_tokens"]["counts"]) == 62
+
+
+def test_what_a_verdict_shows_of_rows_stands_in_no_list(farm: Gates) -> None:
+    job = farm.queue(lines([tell(1)]))
+    assert "mask" in whole_verdict(farm.workspace, job.job_id)
+    assert "mask" not in verdict_of(farm.workspace, job.job_id)
+
+
+def test_tokens_are_told_by_who_speaks(farm: Gates) -> None:
+    system = {"role": "system", "content": "be brief"}
+    rows = [{"messages": [system, *tell(i)["messages"]]} for i in range(20)]
+    _, verdict = farm.drop(lines(rows))
+    roles = verdict["tokens"]["by_role"]
+    assert roles["rows"] == 20 and {"system", "user", "assistant"} <= roles.keys()
+    assert roles["assistant"]["p50"] > roles["user"]["p50"] > 0
+    assert roles["system"]["max"] == roles["system"]["p50"]
+
+
+def test_a_row_cut_at_max_length_shows_what_is_cut_away(tmp_path: Path, tokenizer: Path) -> None:
+    farm = Gates(tmp_path / "root", tokenizer, hyperparams={"max_length": 32}, validation={"too_long": "truncate"})
+    _, verdict = farm.drop(lines([tell(1), chat(2)]))
+    cut, whole = verdict["mask"]
+    assert cut["tokens"] == 32 and cut["pieces"][-1]["cut"] is True and "sea1" in cut["pieces"][-1]["text"]
+    assert not any(piece.get("cut") for piece in whole["pieces"])
+
+
+def test_what_is_shown_of_a_row_is_bounded(tmp_path: Path, tokenizer: Path) -> None:
+    farm = Gates(tmp_path / "root", tokenizer, hyperparams={"max_length": 100_000})
+    _, verdict = farm.drop(lines([chat(1, "word " * 20_000), chat(2), chat(3), chat(4)]))
+    assert [row["line"] for row in verdict["mask"]] == [1, 2, 3]
+    assert len(json.dumps(verdict["mask"])) < 10_000
+    assert max(piece.get("left_out_chars", 0) for piece in verdict["mask"][0]["pieces"]) > 90_000
+
+
+def test_a_retried_job_is_audited_again(farm: Gates) -> None:
+    from core.daemon.claims import ClaimDesk
+
+    job = farm.queue(lines([tell(1)]), lane="failed")
+    audit(farm)
+    ClaimDesk(farm.workspace, JobQueue(farm.workspace)).back_to_claim(job)
+    assert audit_of(farm.workspace, job.job_id) is None
