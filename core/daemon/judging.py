@@ -7,7 +7,7 @@ Errors   none: an errand that fails is repeated with back-off, then given up, na
 
 import logging
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any  # metrics and deploy documents are JSON
 
 from core.checkpoints import Checkpoint
@@ -35,7 +35,7 @@ class Errand:
     checkpoint: str | None = None
     by_hand: bool = False
     ack: dict[str, Any] | None = None
-    note: str = field(default="")
+    given_way: bool = False  # stopped, so that what people asked of the server goes first
 
 
 class Judging:
@@ -98,6 +98,7 @@ class Judging:
         self._was_ok = self._deployment.ok
         self._heard = self._heard or self._deployment.ok
         if self._now is not None:
+            self._maybe_give_way(self._now, now)
             self._watch(self._now, now)
         self._maybe_take_back()
         if self._now is None:
@@ -152,6 +153,16 @@ class Judging:
         if publish is not None:
             return self._publish(publish.id)
         return self._judge(now)
+
+    def _maybe_give_way(self, errand: Errand, now: float) -> None:
+        """A judgement takes minutes with a large model: a promotion or rollback asked for by hand does not wait for it.
+
+        What the judge has scored is kept. It begins again afterwards, against what then serves.
+        """
+        asked = any(one.kind in ("publish", "rollback") and not self._held(one) for one in self._asked)
+        if asked and errand.child == "judge" and errand.kind != "refresh" and not errand.given_way:
+            errand.given_way = True
+            self._children.stop(errand.child, now)
 
     def _held(self, errand: Errand) -> bool:
         """What needs the server waits until it has answered once: at a start it may still load its model."""
@@ -277,6 +288,10 @@ class Judging:
             return
         self._now = None
         code = child.last_exit.returncode if child.last_exit is not None else 1
+        if errand.given_way and code != 0:
+            errand.given_way = False
+            self._asked.extend([errand] if errand.by_hand else [])  # a judgement that is due is found again
+            return
         if child.state is State.FATAL and code == 0:
             code = 1
         reason = child.reason or f"exit code {code}"
