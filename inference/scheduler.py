@@ -23,33 +23,12 @@ from typing import Any, TypeVar  # Any: a job's result has its own type, kept by
 from core.errors import OverloadedError
 from inference.generation import TILE_TOKENS, Chunk, Model, StepResult
 from inference.metrics import ServerMetrics
+from inference.pace import Pace
 from inference.sampling import RuleError, score_row
 from inference.ticket import Choice, Failure, Piece, PromptScores, Ticket
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-
-_CHUNK_SHARE = 1.0  # of a decode step's time that prompts may add to it: keeps gaps between tokens below three steps
-
-
-@dataclass(slots=True)
-class _Pace:
-    """How long a model's steps take, as moving averages, to size the next chunk."""
-
-    decode_s: float = 0.0
-    token_s: float = 0.0
-
-    def chunk_tokens(self, most: int) -> int:
-        if not self.token_s or not self.decode_s:
-            return TILE_TOKENS
-        return max(TILE_TOKENS, min(most, int(_CHUNK_SHARE * self.decode_s / self.token_s)))
-
-    def learn(self, seconds: float, decoding: int, read: int) -> None:
-        if decoding and not read:
-            self.decode_s = seconds if not self.decode_s else 0.8 * self.decode_s + 0.2 * seconds
-        elif read:
-            each = max(seconds - (self.decode_s if decoding else 0.0), 1e-6) / read
-            self.token_s = each if not self.token_s else 0.8 * self.token_s + 0.2 * each
 
 
 @dataclass(slots=True)
@@ -73,7 +52,7 @@ class Scheduler:
         self._waiting: deque[Ticket] = deque()
         self._jobs: deque[_Job] = deque()
         self._active: list[Choice] = []
-        self._paces: dict[int, _Pace] = {}
+        self._paces: dict[int, Pace] = {}
         self._stopping = False
         self._thread = threading.Thread(target=self.run, name="generation", daemon=True)
 
@@ -219,7 +198,8 @@ class Scheduler:
     def _step(self, choices: list[Choice]) -> None:
         model = choices[0].ticket.model
         decoding = {c.context: c for c in choices if not c.reading and c.context is not None}
-        chunks, readers = self._chunks(choices, bool(decoding), self._pace(model))
+        reading = sum(choice.reading for choice in choices)
+        chunks, readers = _chunks(choices, self._pace(model).budget(self._step_tokens, len(decoding), reading))
         began = time.perf_counter()
         try:
             result = model.step({context: c.last_token for context, c in decoding.items()}, chunks)
@@ -235,30 +215,10 @@ class Scheduler:
             if context in result.logits and not choice.finished:
                 self._advance(choice, result.logits[context])
 
-    def _pace(self, model: Model) -> _Pace:
+    def _pace(self, model: Model) -> Pace:
         if len(self._paces) > 16:
             self._paces.clear()  # ids of models that are gone
-        return self._paces.setdefault(id(model), _Pace())
-
-    def _chunks(self, choices: list[Choice], decoding: bool, pace: _Pace) -> tuple[list[Chunk], dict[int, Choice]]:
-        budget = pace.chunk_tokens(self._step_tokens) if decoding else self._step_tokens
-        chunks: list[Chunk] = []
-        readers: dict[int, Choice] = {}
-        for choice in choices:
-            if budget <= 0:
-                break
-            if not choice.reading or choice.context is None:
-                continue
-            left = len(choice.ticket.prompt_ids) - choice.read
-            take = left if left <= budget else budget - budget % TILE_TOKENS
-            if not take:
-                continue
-            ids = choice.ticket.prompt_ids[choice.read : choice.read + take]
-            chunks.append(_chunk(choice, ids))
-            readers[choice.context] = choice
-            choice.read += len(ids)
-            budget -= len(ids)
-        return chunks, readers
+        return self._paces.setdefault(id(model), Pace())
 
     def _take_scores(self, result: StepResult, chunks: list[Chunk], readers: dict[int, Choice]) -> None:
         for chunk in chunks:
@@ -335,6 +295,27 @@ class Scheduler:
             choice.ticket.model.close(context)
         except Exception:
             logger.exception("a context could not be closed")
+
+
+def _chunks(choices: list[Choice], budget: int) -> tuple[list[Chunk], dict[int, Choice]]:
+    """What the next step reads, and of whom by context; the oldest requests first."""
+    chunks: list[Chunk] = []
+    readers: dict[int, Choice] = {}
+    for choice in choices:
+        if budget <= 0:
+            break
+        if not choice.reading or choice.context is None:
+            continue
+        left = len(choice.ticket.prompt_ids) - choice.read
+        take = left if left <= budget else budget - budget % TILE_TOKENS
+        if not take:
+            continue
+        ids = choice.ticket.prompt_ids[choice.read : choice.read + take]
+        chunks.append(_chunk(choice, ids))
+        readers[choice.context] = choice
+        choice.read += len(ids)
+        budget -= len(ids)
+    return chunks, readers
 
 
 def _chunk(choice: Choice, ids: tuple[int, ...]) -> Chunk:

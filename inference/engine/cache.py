@@ -8,6 +8,7 @@ attention call serves them all. A context that outgrows its shelf moves to the n
 tokens.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -78,6 +79,7 @@ class Shelf:
             for layer, source in theirs.items():
                 mine[layer] = _with_room(mine.get(layer), row + 1, source, self.length)
                 mine[layer][row, :, :length] = source[:, :length]
+                mine[layer][row, :, length:] = 0  # masked, but must be finite
 
     def rows(self, row: int) -> tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]]:
         """One context's keys and values as views."""
@@ -99,14 +101,12 @@ class Shelf:
 
 
 def _with_room(tensor: torch.Tensor | None, rows: int, like: torch.Tensor, length: int) -> torch.Tensor:
-    """Keep the tensor when it has the rows, else a copy with twice as many. Unwritten room is zero: masked, but must be
-    finite.
-    """
+    """Keep the tensor when it has the rows, else a copy with room for half as many more."""
     if tensor is not None and tensor.shape[0] >= rows:
         return tensor
-    grown = like.new_zeros((max(4, 2 * (rows - 1)), like.shape[0], length, like.shape[2]))
+    grown = like.new_empty((rows + rows // 2, like.shape[0], length, like.shape[2]))
     if tensor is not None:
-        grown[: tensor.shape[0]] = tensor
+        grown[: rows - 1] = tensor[: rows - 1]
     return grown
 
 
@@ -121,20 +121,20 @@ class KeyValueMemory:
     def open(self, context: int, block: Block) -> None:
         self.blocks[context] = block
 
-    def start_decoding(self, context: int) -> Block:
-        """Move a context whose prompt is read from its block onto a shelf. Returns the block, for a prefix cache."""
-        block = self.blocks.pop(context)
-        self._place(context, block.length, block.keys, block.values)
-        return block
-
     def _place(self, context: int, length: int, keys: dict[int, torch.Tensor], values: dict[int, torch.Tensor]) -> None:
         size = shelf_length(length + 1)
         shelf = self.shelves.setdefault(size, Shelf(size))
         shelf.add(context, length, keys, values)
         self._where[context] = shelf
 
-    def make_room(self) -> None:
-        """Before a decode step: contexts whose shelf is full move on, so that each has room for one more token."""
+    def make_room(self, decoding: Iterable[int]) -> None:
+        """Before a step: contexts that decode for the first time leave their block (one that ends with its first token
+        never needs to), those whose shelf is full move on. So each has room for one more token.
+        """
+        for context in decoding:
+            if context in self.blocks:
+                block = self.blocks.pop(context)
+                self._place(context, block.length, block.keys, block.values)
         for shelf in list(self.shelves.values()):
             for row in range(len(shelf.contexts) - 1, -1, -1):
                 if shelf.lengths[row] >= shelf.length:

@@ -81,7 +81,7 @@ class Runner:
     @torch.inference_mode()
     def step(self, decode: dict[int, int], chunks: Sequence[Chunk]) -> StepResult:
         """One forward pass. Raises ValueError when a decoding context was given no token."""
-        self._memory.make_room()
+        self._memory.make_room(decode)
         ids, places, plan, order = self._plan(decode, chunks)
         rows, wants = _rows_wanted(len(order), plan, chunks)
         logits_RV = self._forward(ids, places, plan, rows)
@@ -130,8 +130,7 @@ class Runner:
             result.scores[chunk.context] = _scores(logits_NV, chunk.targets, chunk.top)
         if chunk.last:
             result.logits[chunk.context] = logits_NV[-1].numpy(force=True)
-            block = self._memory.start_decoding(chunk.context)
-            self._remember(self._prompts.pop(chunk.context), block)
+            self._remember(self._prompts.pop(chunk.context), part.block)
 
 
 def _filled(numbers: list[int]) -> list[int]:
