@@ -24,7 +24,7 @@ SETTINGS_FILE = "settings.json"
 TOKENS_FOLDER = "tokens"
 SIDECAR_SUFFIX = ".meta.json"
 SET_ASIDE_SUFFIX = ".rejected.jsonl"
-_OURS = {VERDICT_FILE, SETTINGS_FILE, TOKENS_FOLDER}
+OUR_NAMES = {VERDICT_FILE, SETTINGS_FILE, TOKENS_FOLDER}
 _JOB_ID = re.compile(r"\d{8}T\d{6}\d{6}Z-[0-9a-f]{6}")
 
 _VERDICT_DEFAULTS: dict[str, Any] = {
@@ -149,7 +149,7 @@ def _count(folder: Path) -> int:
 
 def _is_data(entry: Path) -> bool:
     name = entry.name
-    ours = name in _OURS or name.startswith(".") or name.endswith((SIDECAR_SUFFIX, SET_ASIDE_SUFFIX))
+    ours = name in OUR_NAMES or name.startswith(".") or name.endswith((SIDECAR_SUFFIX, SET_ASIDE_SUFFIX))
     return not ours
 
 

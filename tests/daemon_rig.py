@@ -132,13 +132,14 @@ class IntakeRig:
         self.clock = clock
         self.context = make_context(workspace, **config)
         self.worker = InlineWorker()
+        self.suffixes: tuple[str, ...] = (".jsonl",)
         self.restart()
 
     def restart(self) -> None:
         """A new daemon on the same folders."""
         desk = ClaimDesk(self.workspace, self.context.queue)
         gating = Gating(self.workspace.root, self.worker)  # type: ignore[arg-type]
-        self.intake = Intake(self.context, desk, gating, (".jsonl",), self.clock)
+        self.intake = Intake(self.context, desk, gating, self.suffixes, self.clock)
 
     def drop(self, name: str, content: str = '{"row": 1}\n', folder: str = "") -> Path:
         path = self.workspace.inbox / folder / name

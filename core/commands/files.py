@@ -13,10 +13,12 @@ import click
 
 from core.atomic import storage_error
 from core.commands.invocation import common_options, current, finish
-from core.commands.output import coloured, facts, say
+from core.commands.output import facts, say
+from core.commands.verdict_view import show_mask, show_verdict
 from core.drop import Dropped, drop, sidecar_beside
 from core.errors import AnswerNoError, UsageError
 from core.formats import SUFFIXES
+from core.job_queue import OUR_NAMES
 from core.paths import Workspace, display_name
 from core.verdicts import job_ids, verdict_of
 
@@ -102,19 +104,9 @@ def _write_report(target: Path, verdict: dict[str, Any]) -> None:
 def _show_checked(verdicts: list[dict[str, Any]], masks: int, report: Path | None) -> None:
     for verdict in verdicts:
         show_verdict(verdict)
-        for row in (verdict.get("mask") or [])[:masks]:
-            pieces = "".join(_piece(piece) for piece in row["pieces"])
-            click.echo(f"  line {row['line']} ({row['trained']} of {row['tokens']} tokens trained): {pieces}")
+        show_mask(verdict, masks)
     if report is not None:
         say(f"report: {report}")
-
-
-def _piece(piece: dict[str, Any]) -> str:
-    """Text that is trained stands in green, and in brackets for whoever sees no colour; what is cut off in red."""
-    text = display_name(str(piece["text"]))
-    if piece.get("cut"):
-        return click.style(f"{{cut: {text}}}", fg="red")
-    return click.style(f"[{text}]", fg="green") if piece["trained"] else text
 
 
 def _show_stats(files: tuple[Path, ...]) -> None:
@@ -140,6 +132,8 @@ def _show_facts(found: list[dict[str, Any]]) -> None:
 def _require_takeable(path: Path) -> None:
     if not path.is_file():
         raise UsageError("no such file", where=str(path), fix="name an existing file")
+    if path.name in OUR_NAMES:
+        raise UsageError("the inbox does not take this name: it is one of our own", where=str(path), fix="rename it")
     if not path.name.endswith(tuple(SUFFIXES)) or path.name.startswith("."):
         raise UsageError("the inbox does not take this name", where=str(path), fix=f"use {' or '.join(SUFFIXES)}")
 
@@ -183,18 +177,3 @@ def _show(dropped: list[Dropped], verdicts: list[dict[str, Any] | None]) -> None
             say(f"{file.path.name}: in the inbox ({file.bytes} bytes)")
         else:
             show_verdict(verdict)
-
-
-def show_verdict(verdict: dict[str, Any]) -> None:
-    """A verdict in the lines a person needs: what, where, how to mend."""
-    state = verdict["state"] or "accepted"
-    click.echo(f"{display_name(str(verdict['file']))}: {coloured(state)} ({verdict['code']}), {verdict['rows']} rows")
-    if verdict["message"]:
-        say(f"  {verdict['message']}")
-    if verdict["fix"]:
-        say(f"  fix: {verdict['fix']}")
-    for issue in verdict["issues"]:
-        lines = ", ".join(str(n) for n in issue["examples"][:5])
-        say(f"  {issue['severity']}: {issue['code']} x{issue['count']}" + (f" (lines {lines})" if lines else ""))
-        if "message" in issue:
-            say(f"    {issue['message']}")

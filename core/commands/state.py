@@ -16,6 +16,7 @@ import click
 
 from core.commands.invocation import common_options, current
 from core.commands.output import coloured, facts, on_terminal, say, shortened, table
+from core.commands.verdict_view import show_all
 from core.errors import NotFoundError
 from core.job_queue import JobQueue
 from core.paths import Workspace, display_name
@@ -151,7 +152,7 @@ def jobs_command(wanted: str | None) -> None:
     else:
         jobs = [whole_verdict(workspace, job_id) for job_id in jobs_called(workspace, wanted)]
     alone = wanted is not None and len(jobs) == 1
-    current().show({"jobs": jobs}, lambda: _show_job(jobs[0]) if alone else _show_jobs(jobs))
+    current().show({"jobs": jobs}, lambda: show_all(jobs[0]) if alone else _show_jobs(jobs))
 
 
 def _show_jobs(jobs: list[dict[str, Any]]) -> None:
@@ -166,30 +167,6 @@ def _show_jobs(jobs: list[dict[str, Any]]) -> None:
 
 def _yes(job: dict[str, Any]) -> str:
     return "yes" if job.get("served") else ""
-
-
-def _show_job(verdict: dict[str, Any]) -> None:
-    say(f"{verdict['file']}: {verdict['state']} ({verdict['code']})")
-    if verdict["message"]:
-        say(f"  {verdict['message']}")
-    if verdict["fix"]:
-        say(f"  fix: {verdict['fix']}")
-    shown = ("file", "state", "code", "message", "fix", "schema")
-    known = [(key, value) for key, value in verdict.items() if key not in shown and value not in (None, [])]
-    facts([(key, _compact(value)) for key, value in known])
-
-
-def _compact(value: object) -> object:
-    """`name value, name value` of what is nested, numbers to four digits."""
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_inner(part)}" for name, part in value.items())
-    if isinstance(value, list):
-        return "; ".join(str(_compact(part)) for part in value)
-    return f"{value:.4g}" if isinstance(value, float) else value
-
-
-def _inner(value: object) -> str:
-    return f"({_compact(value)})" if isinstance(value, dict | list) else str(_compact(value))
 
 
 @click.command("logs")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from core.job_queue import SET_ASIDE_SUFFIX, SIDECAR_SUFFIX
+from core.job_queue import OUR_NAMES, SET_ASIDE_SUFFIX, SIDECAR_SUFFIX
 from core.paths import Workspace, display_name
 
 # Names that other programs give to files they have not finished, each with who does so.
@@ -129,6 +129,8 @@ def why_ignored(name: str, status: os.stat_result, suffixes: Collection[str]) ->
         return "another program's lock or temporary file"
     if name.endswith(SET_ASIDE_SUFFIX):
         return f"*{SET_ASIDE_SUFFIX} is our own name for rows set aside: rename it"
+    if name in OUR_NAMES:
+        return f"{name} is the name of a file of our own in each job's folder: rename it"
     if not name.endswith(tuple(suffixes)):
         return f"suffix not known (known: {', '.join(sorted(suffixes))})"
     return None

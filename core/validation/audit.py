@@ -141,7 +141,7 @@ def _token_facts(job: Job) -> dict[str, Any]:
 
 def _histogram(values: NDArray[Any], span: tuple[float, float] | None = None) -> dict[str, list[float]]:
     counts, edges = np.histogram(values, bins=24, range=span)
-    return {"counts": counts.tolist(), "edges": [round(float(edge), 3) for edge in edges]}
+    return {"counts": counts.tolist(), "edges": [float(f"{edge:.4g}") for edge in edges]}
 
 
 def _write(workspace: Workspace, job: Job, verdict: dict[str, Any], found: dict[str, Any]) -> None:

@@ -17,7 +17,8 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
   margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 p.lead { font-size: 1.1rem; } .dim { color: var(--dim); } .error { color: var(--bad); } .warning { color: var(--warn); }
-table { border-collapse: collapse; width: 100%; } th, td { text-align: left; padding: .3rem .8rem .3rem 0;
+table { border-collapse: collapse; width: 100%; }
+th { white-space: nowrap; } th, td { text-align: left; padding: .3rem .8rem .3rem 0;
   border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid var(--line); padding: .6rem; }
@@ -75,8 +76,8 @@ _MACROS = """
 <rect x="{{ loop.index0 * 20 + 1 }}" y="{{ 95 - 90 * count / top }}" width="18" height="{{ 90 * count / top }}">
 <title>{{ histogram.edges[loop.index0] }} to {{ histogram.edges[loop.index] }}: {{ count }} rows</title></rect>
 {% endfor %}
-<text x="0" y="112">{{ histogram.edges[0] }}</text>
-<text x="480" y="112" text-anchor="end">{{ histogram.edges[-1] }}</text></svg>{% endmacro %}
+<text x="0" y="112">{{ "{:,g}".format(histogram.edges[0]) }}</text>
+<text x="480" y="112" text-anchor="end">{{ "{:,g}".format(histogram.edges[-1]) }}</text></svg>{% endmacro %}
 """
 _CHARTS = (
     ("Tokens of a row", "row_tokens"),

@@ -72,12 +72,14 @@ async function showJob(id) {
       ["size", bytes(verdict.bytes)], ["spec", verdict.spec], ["level", verdict.level],
       ["received", clock(verdict.received_at)], ["finished", verdict.finished_at ? clock(verdict.finished_at) : null],
       ["training", training ? `steps ${number(training.first_step)}–${number(training.last_step)} in ${duration(training.seconds)}; loss ${number(training.loss_first)} → ${number(training.loss_last)}` : null],
+      ["report", verdict.audit?.report ? h("span", { class: "mono wrap", text: verdict.audit.report }) : null],
       ["checkpoint", checkpointLink(verdict.checkpoint)], ["served", verdict.checkpoint ? (verdict.served ? "yes" : "no") : null],
       ["duplicate of", verdict.duplicate_of ? jobLink(verdict.duplicate_of) : null],
       ["generator", sidecar?.generator_id ? [sidecar.generator_id, sidecar.generator_version].filter(Boolean).join("@") : null],
       ["sha256", verdict.sha256 ? h("a", { class: "ref mono wrap", href: `#file=${encodeURIComponent(verdict.sha256)}`, text: verdict.sha256 }) : null],
     ]),
     verdict.issues?.length ? section("What the gates noted", issues(verdict.issues)) : null,
+    verdict.mask?.length ? section("What is trained of its first rows", ...verdict.mask.map(maskedRow)) : null,
     section("Commands", ...commands(verdict)),
   ];
 }
@@ -86,6 +88,13 @@ function issues(found) {
   return h("ul", { class: "files" }, ...found.slice(0, 100).map((issue) => h("li", { class: "stacked" },
     h("span", {}, h("span", { class: `badge mood-${issue.severity === "error" ? "bad" : "warn"}`, text: issue.severity }), h("span", { class: "code", text: issue.code })),
     h("span", { class: "dim num", text: issue.message ? `${issue.validator}: ${issue.message}` : `${issue.validator}: ${plural(issue.count, "row")}${issue.examples?.length ? `, e.g. line ${issue.examples.slice(0, 5).join(", ")}` : ""}` }))));
+}
+
+/** A row as the trainer sees it: marked what it learns, struck what max_length cuts away. */
+function maskedRow({ line, tokens, trained, pieces }) {
+  const tag = ({ trained: learnt, cut }) => (learnt ? "ins" : cut ? "del" : "span");
+  return h("figure", { class: "masked" }, h("figcaption", { class: "dim num", text: `line ${number(line)}: ${number(trained)} of ${number(tokens)} tokens trained` }),
+    h("p", {}, ...pieces.map((piece) => h(tag(piece), { text: piece.text }))));
 }
 
 function commands({ job_id: id, state }) {

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from core.daemon import claims
+from core.formats import SUFFIXES
 from core.paths import Workspace
 from daemon_rig import IntakeRig
 
@@ -210,6 +211,16 @@ def test_names_of_unfinished_and_foreign_files_stay_and_are_listed(rig: IntakeRi
     rig.settle()
     assert path.exists()
     assert [entry["file"] for entry in rig.intake.ignored] == [name]
+
+
+@pytest.mark.parametrize("name", ["verdict.json", "settings.json"])
+def test_a_file_that_bears_the_name_of_one_of_ours_stays_as_it_is(rig: IntakeRig, name: str) -> None:
+    rig.suffixes = SUFFIXES
+    rig.restart()
+    path = rig.drop(name, '[{"text": "mine"}]')
+    rig.settle()
+    assert path.read_text() == '[{"text": "mine"}]'
+    assert "rename it" in rig.intake.ignored[0]["reason"]
 
 
 def test_what_is_no_regular_file_stays_unread(rig: IntakeRig, tmp_path: Path) -> None:

@@ -3,13 +3,15 @@
 import json
 import os
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from core.validation import TokenCache, gate
-from core.validation.gate import EncoderMissingError, GateContext, encoder_for
+from core.validation.encoders import EncoderDamagedError, EncoderMissingError, encoder_for
+from core.validation.gate import GateContext, RootDamagedError
 from core.validation.held_out import read_held_out_file
 from gate_kit import Gates, chat, lines, save_tokenizer
 
@@ -116,7 +118,7 @@ def test_a_gate_that_raises_refuses_and_shows_no_row(
     def broken(*_args: object, **_kwargs: object) -> object:
         raise KeyError("sec" + "ret row text")
 
-    monkeypatch.setattr("core.validation.inspection.canonical_rows", broken)
+    monkeypatch.setattr("core.validation.inspection.sha256", broken)
     folder, verdict = gates.drop(lines([chat()]))
     assert (verdict["state"], verdict["code"]) == ("rejected", "gate_error")
     assert "secret" not in json.dumps(verdict) + caplog.text
@@ -152,3 +154,39 @@ def test_odd_file_names_are_trained_and_shown_escaped(gates: Gates, name: str) -
     assert verdict["state"] == "queued"
     json.dumps(verdict, ensure_ascii=False).encode()
     assert "\n" not in verdict["file"] and "\u202e" not in verdict["file"]
+
+
+def test_a_damaged_tokenizer_makes_files_wait_and_refuses_none(gates: Gates) -> None:
+    """The file is good: what is broken is the root's."""
+    (gates.workspace.root / "models" / "dropforge-tiny" / "tokenizer.json").write_text('{"model": 1}')
+    folder = gates.claim(lines([chat()]))
+    with pytest.raises(EncoderDamagedError) as caught:
+        gates.run(folder)
+    assert caught.value.retryable and "models/dropforge-tiny" in caught.value.where and caught.value.fix
+    assert list(folder.iterdir()) == [folder / "x.jsonl"]
+
+
+@pytest.mark.parametrize("kind", ["specs", "suites/exam"])
+def test_a_damaged_spec_or_suite_of_the_root_makes_files_wait_and_names_it(gates: Gates, kind: str) -> None:
+    folder = gates.workspace.root / "config" / kind
+    folder.mkdir(parents=True)
+    file = folder / ("mine.json" if kind == "specs" else "items.jsonl")
+    file.write_text("{")
+    claim = gates.claim(lines([chat()]))
+    with pytest.raises(RootDamagedError) as caught:
+        gates.run(claim)
+    assert caught.value.retryable and str(file) in caught.value.where
+    file.unlink()
+    assert gates.run(claim).state == "queued"
+
+
+def test_a_format_whose_package_is_missing_holds_the_file_and_says_the_pip_line(
+    gates: Gates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = gates.claim(b"PAR1" + b"\0" * 20 + b"PAR1", name="x.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    outcome = gates.run(folder)
+    assert (outcome.state, outcome.verdict["state"], outcome.verdict["code"]) == ("held", "held", "missing_tool")
+    assert "pip install 'dropforge[formats]'" in outcome.verdict["fix"] and "dropforge retry" in outcome.verdict["fix"]
+    assert (folder / "x.parquet").exists()
