@@ -64,8 +64,8 @@ class JobTraining:
 
     @property
     def _whole_epochs(self) -> bool:
-        """True when a step never reaches into the next epoch, because the held-out loss is taken between them."""
-        return bool(self._held_out)
+        """True when a step never reaches into the next epoch, because the job may end between them."""
+        return bool(self._held_out) and self.settings.trainer.patience > 0
 
     @property
     def steps_done(self) -> int:
@@ -109,7 +109,7 @@ class JobTraining:
         state.step += 1
         seconds = time.monotonic() - began
         self._advance(result, records, seconds)
-        self._look_at_held_out()
+        self._look_at_held_out(len(records))
         spiked = is_spike(progress, result.loss, self.settings.trainer.spike_factor)
         return Step(result, rate, seconds, spiked)
 
@@ -131,16 +131,21 @@ class JobTraining:
         if progress.first_step is None:
             progress.first_step, progress.loss_first = self._run.state.step, result.loss
 
-    def _look_at_held_out(self) -> None:
-        """Between two epochs: take the held-out loss, and make this epoch the last when it has stopped falling."""
+    def _look_at_held_out(self, just_trained: int) -> None:
+        """After each epoch take the held-out loss; with patience, make this epoch the last when it has stopped falling.
+
+        The loss goes into metrics.jsonl, where over-fitting shows; what is trained does not depend on it otherwise.
+        """
         progress, trainer = self.progress, self.settings.trainer
-        epochs, rest = divmod(progress.position, self._rows.rows_in_epoch)
+        epochs = progress.position // self._rows.rows_in_epoch
         self.held_out_loss = None
-        if not self._whole_epochs or rest:
+        if not self._held_out or epochs == (progress.position - just_trained) // self._rows.rows_in_epoch:
             return
         loss = mean_loss(self._run.engine_ready(), self._held_out, self.dials.micro_batch_tokens)
         self.held_out_loss = loss
-        if loss is not None and is_exhausted(progress, loss, patience=trainer.patience, min_delta=trainer.min_delta):
+        if loss is None or not trainer.patience:
+            return
+        if is_exhausted(progress, loss, patience=trainer.patience, min_delta=trainer.min_delta):
             logger.info("the held-out loss has not fallen for %d epochs: %d were enough", trainer.patience, epochs)
             progress.epochs = epochs
 

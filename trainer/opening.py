@@ -52,7 +52,9 @@ def open_job(run: Run, job: Job, settings: Settings) -> JobTraining:
         pool=pool_for(run, job, settings),
         replay_ratio=trainer.replay_ratio,
     )
-    held_out = held_out_rows(run, job, run.workspace, settings.hyperparams.max_length) if trainer.patience else []
+    # After a single epoch the judge takes it anyway.
+    watched = trainer.patience > 0 or settings.hyperparams.epochs > 1
+    held_out = held_out_rows(run, job, run.workspace, settings.hyperparams.max_length) if watched else []
     fresh = JobProgress(
         job_id=job.job_id,
         file=verdict["file"],

@@ -6,7 +6,7 @@ Errors   none on purpose beyond those of the settings: what cannot be read is ab
 """
 
 import datetime
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any  # the report is a JSON document
@@ -28,6 +28,8 @@ CHART_POINTS = 400
 _UNITS = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _DEPLOYS = ("deployed", "deploy_failed")
 _EXAMPLES = 3
+# What a single file's curve may say that somebody should do something about; the rest is shown with the file.
+_ALARMING = ("overfitting", "instability")
 
 
 def since_when(text: str | None, now: datetime.datetime) -> str:
@@ -84,7 +86,8 @@ def gather(workspace: Workspace, settings: Settings, probe: GpuProbe, since: str
         },
         "gpu": probe.read().as_dict(),
     }
-    report["cost"] = _cost(settings, report["training"]["seconds"])
+    report["training"]["hours"], report["training"]["period_hours"] = _hours(report)
+    report["cost"] = _cost(settings, report["training"]["seconds"], _training_seconds(verdicts))
     report["recommendations"] = _recommendations(report, finding)
     return report
 
@@ -124,10 +127,14 @@ def _training(ended: Sequence[Mapping[str, Any]], period: Sequence[Mapping[str, 
         "steps": len(period),
         "row_passes": sum(int(one.get("rows_trained") or 0) for one in done),
         "tokens": sum(int(one.get("trained_tokens") or 0) for one in period),
-        "seconds": round(sum(float(one.get("seconds") or 0) for one in done), 1),
+        "seconds": round(_training_seconds(ended), 1),
         "loss_first": period[0]["loss"] if period else None,
         "loss_last": period[-1]["loss"] if period else None,
     }
+
+
+def _training_seconds(verdicts: Sequence[Mapping[str, Any]]) -> float:
+    return sum(float(v["training"].get("seconds") or 0) for v in verdicts if isinstance(v.get("training"), dict))
 
 
 def _thin(curve: Sequence[tuple[int, float]]) -> list[tuple[int, float | None]]:
@@ -137,11 +144,15 @@ def _thin(curve: Sequence[tuple[int, float]]) -> list[tuple[int, float | None]]:
 
 
 def _job_findings(ended: Sequence[Mapping[str, Any]], trained: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The curve of every job of the period by itself."""
-    curves: dict[str, list[tuple[int, float]]] = {}
+    """The curve of every job of the period by itself, with the loss on its own held-out rows after each epoch."""
+    curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    held_out: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for one in trained:
-        curves.setdefault(str(one.get("job_id")), []).append((int(one["step"]), _number(one["loss"])))
-    named = [(v, read_curve(curves[v["job_id"]])) for v in ended if v["job_id"] in curves]
+        job_id, step = str(one.get("job_id")), int(one["step"])
+        curves[job_id].append((step, _number(one["loss"])))
+        if "validation_loss" in one:
+            held_out[job_id].append((step, _number(one["validation_loss"])))
+    named = [(v, read_curve(curves[v["job_id"]], held_out[v["job_id"]])) for v in ended if v["job_id"] in curves]
     return [
         {"job_id": v["job_id"], "file": display_name(str(v["file"])), **asdict(finding)}
         for v, finding in named
@@ -183,17 +194,36 @@ def _deployment(event: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _cost(settings: Settings, seconds: float) -> dict[str, Any] | None:
+def _hours(report: Mapping[str, Any]) -> tuple[float, float]:
+    """Hours of training and of the whole period: nobody records how busy a GPU is, but this much it was trained on."""
+    since, until = (datetime.datetime.fromisoformat(report[key]) for key in ("since", "until"))
+    return report["training"]["seconds"] / 3600, (until - since).total_seconds() / 3600
+
+
+def _cost(settings: Settings, seconds: float, run_seconds: float) -> dict[str, Any] | None:
+    """What the period's training cost, and what the whole run has cost so far, at today's price."""
     price = settings.report.price_per_hour
     if price is None:
         return None
-    return {"currency": settings.report.currency, "amount": round(price * seconds / 3600, 4), "hours": seconds / 3600}
+    amount, run_amount = (round(price * spent / 3600, 4) for spent in (seconds, run_seconds))
+    return {
+        "currency": settings.report.currency,
+        "amount": amount,
+        "hours": seconds / 3600,
+        "run_amount": run_amount,
+        "run_hours": run_seconds / 3600,
+    }
 
 
 def _recommendations(report: Mapping[str, Any], finding: Finding) -> list[str]:
     advice = []
     if finding.kind not in ("healthy", "too_short"):
         advice.append(f"The run shows {finding.kind}: {finding.evidence}. {finding.recommendation.capitalize()}.")
+    advice += [
+        f"{one['file']} shows {one['kind']}: {one['evidence']}. {one['recommendation'].capitalize()}."
+        for one in report["jobs"]
+        if one["kind"] in _ALARMING
+    ][:_EXAMPLES]
     if report["files"]["ended"].get("held"):
         advice.append("Some files are held and need a person: dropforge jobs.")
     advice += [

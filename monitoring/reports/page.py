@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any  # the report is a JSON document
 
 from monitoring.reports.svg import Series, line_chart
-from monitoring.reports.text import headline, number
+from monitoring.reports.text import costs, headline, number, usage
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}
@@ -153,7 +153,8 @@ def _machine(report: Mapping[str, Any]) -> str:
         (gpu["name"], gpu["state"], number(gpu["utilization_percent"]), number(gpu["temperature_c"]))
         for gpu in report["gpu"]["devices"]
     ]
-    table = _table(("GPU", "state", "% busy now", "°C"), rows) if rows else "<p>No GPU was seen.</p>"
+    table = _table(("GPU", "state", "% busy at this moment", "°C"), rows) if rows else "<p>No GPU was seen.</p>"
     cost = report["cost"]
-    line = f"{cost['amount']:.2f} {cost['currency']} for {cost['hours']:.2f} hours of training" if cost else ""
-    return _section("Machine", table, f"<p>{html.escape(line)}</p>" if line else "")
+    line = costs(cost) if cost else ""
+    used = f"<p>{html.escape(usage(report['training']))}.</p>"
+    return _section("Machine", table, used, f"<p>{html.escape(line)}</p>" if line else "")

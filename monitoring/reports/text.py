@@ -105,12 +105,26 @@ def _deployments(deployments: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _machine(report: Mapping[str, Any]) -> list[str]:
     devices = report["gpu"]["devices"]
-    lines = [f"GPU {gpu['name']}: {gpu['state']}, {number(gpu['utilization_percent'])} % busy now" for gpu in devices]
-    lines = lines or ["GPU: none seen"]
-    if report["cost"]:
-        cost = report["cost"]
-        lines.append(f"Cost: {cost['amount']:.2f} {cost['currency']} for {cost['hours']:.2f} hours of training")
-    return lines
+    lines = [
+        f"GPU {gpu['name']}: {gpu['state']}, {number(gpu['utilization_percent'])} % busy when this report was made"
+        for gpu in devices
+    ]
+    lines = [*(lines or ["GPU: none seen"]), usage(report["training"])]
+    return [*lines, *([f"Cost: {costs(report['cost'])}"] if report["cost"] else [])]
+
+
+def usage(training: Mapping[str, Any]) -> str:
+    """How much of the period was spent on training."""
+    hours, period = training["hours"], training["period_hours"]
+    return f"Training ran {hours:.2f} of {period:.2f} hours ({hours / period if period > 0 else 0:.1%})"
+
+
+def costs(cost: Mapping[str, Any]) -> str:
+    """The cost of the period and of the run, in words."""
+    return (
+        f"{cost['amount']:.2f} {cost['currency']} for {cost['hours']:.2f} hours of training, "
+        f"{cost['run_amount']:.2f} {cost['currency']} for the {cost['run_hours']:.2f} hours of the run so far"
+    )
 
 
 def number(value: float | None) -> str:

@@ -7,9 +7,10 @@ import math
 import pytest
 
 from core.errors import UsageError
-from core.gpu import FakeGpuProbe
+from core.gpu import FakeGpuProbe, Gpu, GpuReading
 from core.settings import load_settings
 from core.status import write_status
+from core.verdicts import all_verdicts
 from monitoring.reports.facts import gather, since_when
 from monitoring.reports.impact import by_generator, impacts
 from monitoring.reports.records import Judgement, events, held_out_curve, judgements, lines, steps
@@ -222,3 +223,44 @@ def test_deployments_come_from_the_daemons_notes(workspace):
     assert [(one["checkpoint"], one["ok"]) for one in report["deployments"]] == [("6-a", False)]
     assert len(events(workspace)) == 3
     assert any("6-a was not" in line for line in report["recommendations"])
+
+
+def test_the_run_costs_what_all_its_files_cost_and_the_period_what_ended_in_it(workspace, sample):
+    for name, ended_at, seconds in (("old", "2026-11-01T00:00:00Z", 3600), ("new", "2026-11-22T00:00:00Z", 1800)):
+        training = {"first_step": 1, "last_step": 2, "rows_trained": 1, "tokens_trained": 1, "seconds": seconds}
+        sample.job("done", f"{name}.jsonl", finished_at=ended_at, training=training)
+    settings = load_settings(workspace, ["report.price_per_hour=2"], env={})
+    before = sum(float(v["training"]["seconds"]) for v in verdicts_with_training(workspace)) - 5400
+    report = gather(workspace, settings, FakeGpuProbe(), "2026-11-20T00:00:00Z")
+    assert report["cost"]["run_amount"] == pytest.approx(2 * (5400 + before) / 3600, abs=1e-3)
+    assert report["cost"]["amount"] < report["cost"]["run_amount"]
+    assert "EUR for the" in render_text(report)
+
+
+def verdicts_with_training(workspace):
+    return [v for v in all_verdicts(workspace) if isinstance(v.get("training"), dict)]
+
+
+def test_a_file_that_was_learned_by_heart_is_named_with_the_step_to_stop_at(workspace, sample):
+    job = sample.job("done", "few.jsonl")
+    path = workspace.metrics_file("main")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        for step in range(1, 201):
+            doc = {"step": 9000 + step, "job_id": job["job_id"], "loss": 5 * math.exp(-step / 60), "trained_tokens": 10}
+            if step % 20 == 0:  # falls until step 80, then rises
+                doc["validation_loss"] = 3.0 + abs(step - 80) / 60
+            file.write(json.dumps(doc) + "\n")
+    report = gather(workspace, load_settings(workspace, env={}), FakeGpuProbe(), "2000-01-01T00:00:00Z")
+    (found,) = [one for one in report["jobs"] if one["file"] == "few.jsonl"]
+    assert (found["kind"], found["recommendation"]) == ("overfitting", "stop at step 9080, or train on more data")
+    assert any("few.jsonl shows overfitting" in line and "step 9080" in line for line in report["recommendations"])
+
+
+def test_how_long_was_trained_is_told_beside_what_a_gpu_does_at_that_moment(report):
+    probe = FakeGpuProbe(GpuReading((Gpu("GPU-1", "Card", utilization_percent=37.0),)))
+    report["gpu"] = probe.read().as_dict()
+    shown = render_text(report)
+    assert "37 % busy when this report was made" in shown
+    hours = report["training"]["seconds"] / 3600
+    assert f"Training ran {hours:.2f} of " in shown

@@ -174,6 +174,20 @@ def test_a_job_ends_early_when_its_held_out_loss_no_longer_falls_and_counts_whol
     assert min(losses) == losses[-3]  # two epochs without a gain
 
 
+def test_the_held_out_loss_of_each_epoch_is_logged_and_changes_nothing_that_is_trained(make_farm: MakeFarm) -> None:
+    watched, plain = make_farm("watched"), make_farm("plain")
+    for farm in (watched, plain):  # 10 rows, 4 a step, twice: the epochs end within steps 3 and 5
+        job = farm.drop(chats(10))
+        held_out = farm.workspace.incoming_dir("main") / f"{job.job_id}.jsonl"
+        held_out.parent.mkdir(parents=True)
+        if farm is watched:
+            held_out.write_text("".join(json.dumps(row) + "\n" for row in chats(5, first=100)))
+        farm.train()
+    lines = [json.loads(line) for line in watched.workspace.metrics_file("main").read_text().splitlines()]
+    assert [line["step"] for line in lines if "validation_loss" in line] == [3, 5]
+    assert same(weights_of(watched.head()), weights_of(plain.head()))
+
+
 def test_the_collated_batch_trains_answers_and_their_end_tokens_and_nothing_else(make_farm: MakeFarm) -> None:
     farm = make_farm()
     farm.drop(chats(4))
