@@ -26,10 +26,14 @@ NOISE_ITEMS = 32
 LoadScorer = Callable[[Checkpoint], Scorer]
 
 
-def environment(device: str, threads: int) -> dict[str, object]:
-    """What the last bits of a score depend on beside weights and items."""
+def environment(device: str) -> dict[str, object]:
+    """What the last bits of a score depend on beside weights and items.
+
+    The number of threads is left out: with one and two the bits were the same (docs/log.md, "Judge"), and a baseline
+    scored by an idle machine must not be scored again by a busy one.
+    """
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers")}
-    return {"format": FORMAT, "device": device, "threads": threads, "dtype": "float32", **versions}
+    return {"format": FORMAT, "device": device, "dtype": "float32", **versions}
 
 
 def locate(workspace: Workspace, run: str, checkpoint_id: str) -> Checkpoint | None:
