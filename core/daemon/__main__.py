@@ -94,6 +94,7 @@ def _context(workspace: Workspace, overrides: Sequence[str]) -> Context:
 def _prepare(context: Context) -> None:
     """What must be in order before anything runs. We hold the lock, so no trainer lives."""
     check_same_filesystem(context.workspace)
+    context.config.keep_copy()
     for job_id in finish_moves(context.queue):
         context.events.emit("job_finished_late", "its verdict was final, its move was not", job_id=job_id)
     name_unbuilt(context)

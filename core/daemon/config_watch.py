@@ -1,12 +1,15 @@
 """The configuration while the daemon runs: a valid edit is taken, an invalid one named (beside all arrows).
 
 Reads    config.json when its inode data changed, and on SIGHUP
-Errors   ConfigError only from the first load; later ones are kept in `error` and shown in status
+Writes   status/last_good_config.json: a copy of the last config.json that was taken; nothing is ever run from it
+Errors   ConfigError only from the first load, naming that copy; later ones are kept in `error` and shown in status
 """
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
+from core.atomic import write_bytes
 from core.daemon.events import EventLog
 from core.errors import ConfigError
 from core.paths import Workspace
@@ -29,8 +32,24 @@ class ConfigWatch:
         self._overrides = tuple(overrides)
         self._seen = self._look()
         self._next_s = 0.0
-        self.settings = load_settings(workspace, self._overrides)
+        self.settings = self._first_load()
         self.error: str | None = None
+
+    @property
+    def _last_good(self) -> Path:
+        return self._workspace.status_file("last_good_config.json")
+
+    def _first_load(self) -> Settings:
+        try:
+            return load_settings(self._workspace, self._overrides)
+        except ConfigError as error:
+            if self._last_good.is_file():
+                error.fix += f"; the last one that was taken is {self._last_good}"
+            raise
+
+    def keep_copy(self) -> None:
+        """Remember the config.json that holds, for the person who breaks it. Raises StorageError."""
+        write_bytes(self._last_good, self._workspace.config_file.read_bytes())
 
     @property
     def overrides(self) -> tuple[str, ...]:
@@ -57,6 +76,7 @@ class ConfigWatch:
             events.emit("config_refused", f"config.json is refused, the last good one holds: {error}")
             return False
         self.error = None
+        self.keep_copy()
         if fresh.sha256 == self.settings.sha256:
             return False
         self.settings = fresh

@@ -141,6 +141,13 @@ def test_odd_content_pauses_all_the_same(rig: Rig, content: bytes) -> None:
     assert rig.orders.paused
 
 
+def test_a_control_file_larger_than_memory_is_read_to_4_kb(rig: Rig) -> None:
+    path = rig.touch("pause")
+    os.truncate(path, 1 << 40)  # sparse
+    rig.tick()
+    assert rig.orders.paused
+
+
 def test_links_folders_and_fifos_are_never_obeyed(rig: Rig, tmp_path: Path) -> None:
     (tmp_path / "target").write_text("x")
     (rig.workspace.control_dir / "pause").symlink_to(tmp_path / "target")
