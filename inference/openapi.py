@@ -46,7 +46,7 @@ def _operation(
 ) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
     if stream:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": {}}  # events; what they hold has no place in OpenAPI 3.1
     answers: dict[str, Any] = {"200": {"description": "the answer", "content": content}}
     for code, text in {**_ANSWERS, **({"409": "refused, with the reason"} if admin else {})}.items():
         answers[code] = {"description": text, "content": {"application/json": {"schema": _ERROR}}}

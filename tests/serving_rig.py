@@ -1,6 +1,7 @@
 """Published checkpoints and real server processes for the tests of the inference room."""
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -38,11 +39,20 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def commit_tiny(workspace: Workspace, step: int, parent: Checkpoint | None = None, scale: float = 1.0) -> Checkpoint:
+def commit_tiny(
+    workspace: Workspace,
+    step: int,
+    parent: Checkpoint | None = None,
+    scale: float = 1.0,
+    context_tokens: int | None = None,
+) -> Checkpoint:
     """Commit an untrained tiny model, seeded by the step; `scale` sharpens its answers so that texts vary."""
     catalogue = Catalogue(workspace, "main")
     staged = catalogue.stage(step)
     make_tiny(staged, seed=step)
+    if context_tokens is not None:
+        config = json.loads((staged / "config.json").read_text())
+        (staged / "config.json").write_text(json.dumps({**config, "max_position_embeddings": context_tokens}))
     if scale != 1.0:
         weights = load_file(staged / "model.safetensors")
         for name, tensor in weights.items():
@@ -155,7 +165,7 @@ def running(workspace: Workspace, *overrides: str, env: Mapping[str, str] | None
 
 
 def ready_root(
-    folder: Path, checkpoints: Sequence[int] = (0, 10), scale: float = 6.0
+    folder: Path, checkpoints: Sequence[int] = (0, 10), scale: float = 6.0, context_tokens: int | None = None
 ) -> tuple[Workspace, list[Checkpoint]]:
     """A root with a chain of untrained tiny checkpoints."""
     workspace = Workspace(folder)
@@ -164,5 +174,5 @@ def ready_root(
     workspace.config_file.write_text("{}\n")
     chain: list[Checkpoint] = []
     for step in checkpoints:
-        chain.append(commit_tiny(workspace, step, chain[-1] if chain else None, scale))
+        chain.append(commit_tiny(workspace, step, chain[-1] if chain else None, scale, context_tokens))
     return workspace, chain

@@ -23,7 +23,7 @@ from typing import Any
 
 from core.atomic import read_json
 from core.chat_templates import ChatEncoder
-from serving_rig import ServerProcess, place, ready_root, running
+from serving_rig import place, ready_root, running
 from trainer.evaluate.scoring import load_scorer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -91,7 +91,9 @@ def run_lm_eval(python: Path, folder: Path, name: str, model: str, arguments: st
         "HF_HOME": str(folder / "hf"),
         "OPENAI_API_KEY": "any",
     }
-    done = subprocess.run(argv, env={**os.environ, **offline}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        argv, env={**os.environ, **offline, "OPENAI_API_KEY": "any"}, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise SystemExit(f"lm_eval ended with {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     (results,) = out.rglob("results_*.json")
