@@ -2,23 +2,28 @@
 
 Reads    checkpoints/<run>/, the items of a new suite
 Writes   config/suites/.incoming-<name>/ and a request file; the daemon puts the suite in its place
-Errors   UsageError naming the line of a suite's file; NotFoundError for an unknown checkpoint
+Errors   UsageError naming line and field of a suite's file, as the judge reads it; NotFoundError for an unknown
+         checkpoint
 Effects  what needs torch runs as `python -m trainer.evaluate`, never in this process
 """
 
+import json
+import os
 import re
 import secrets
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import click
 
-from core.atomic import parse_json, rename_durable, storage_error, write_bytes, write_json
+from core.atomic import rename_durable, storage_error, write_bytes, write_json
 from core.checkpoints import Catalogue
 from core.commands.invocation import common_options, current
 from core.commands.orders import request
 from core.commands.processes import become
-from core.errors import UsageError
+from core.errors import InternalError, UsageError
 from core.paths import Workspace
 
 METRICS = ("exact_match", "accuracy", "score", "loss", "perplexity", "bits_per_token")
@@ -68,44 +73,42 @@ def add_command(file: Path, name: str | None, metric: str, max_new_tokens: int |
     wanted = name or file.stem
     if not _NAME.fullmatch(wanted):
         raise UsageError(f"{wanted!r} is no name for a suite", fix="--name: small letters, digits, - and _")
-    content = _read_items(file)
     head = {"name": wanted, "version": 1, "metric": metric, "role": "primary"}
-    _stage(workspace, wanted, head | ({"max_new_tokens": max_new_tokens} if max_new_tokens else {}), content)
+    _stage(workspace, wanted, head | ({"max_new_tokens": max_new_tokens} if max_new_tokens else {}), file)
     request("suite", wanted)
 
 
-def _read_items(file: Path) -> bytes:
-    """The file's bytes, every line a JSON object with a question and an answer. Raises UsageError, JsonError."""
+def _stage(workspace: Workspace, name: str, head: dict[str, object], file: Path) -> None:
+    """Write the suite complete beside its place: the daemon renames it in. Raises UsageError for what is no suite."""
     try:
         content = file.read_bytes()
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror}", where=str(file), fix="name a readable file") from error
-    lines = [(number, line) for number, line in enumerate(content.split(b"\n"), 1) if line.strip()]
-    for number, line in lines:
-        where = f"{file}:{number}"
-        item = parse_json(line, where)
-        asks = isinstance(item, dict) and (
-            (item.keys() & {"messages", "prompt"} and "expected" in item) or "text" in item
-        )
-        if not asks:
-            raise UsageError("no question with an answer", where=where, fix='{"prompt": "...", "expected": "..."}')
-    if not lines:
-        raise UsageError("the file has no items", where=str(file), fix="one JSON object a line")
-    return content
-
-
-def _stage(workspace: Workspace, name: str, head: dict[str, object], content: bytes) -> None:
-    """Write the suite complete beside its place: the daemon checks it and renames it in."""
     staged = workspace.own_suites_dir / f".incoming-{name}"
     aside = workspace.own_suites_dir / f".{secrets.token_hex(6)}.tmp"
+    made = aside / name
     try:
-        aside.mkdir(parents=True)
-        write_bytes(aside / "items.jsonl", content)
-        write_json(aside / "suite.json", head)
+        made.mkdir(parents=True)
+        write_bytes(made / "items.jsonl", content)
+        write_json(made / "suite.json", head)
+        _check(made, file)
         if staged.exists():
             shutil.rmtree(staged)
-        rename_durable(aside, staged)
+        rename_durable(made, staged)
     except OSError as error:
         raise storage_error(error, staged) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _check(made: Path, file: Path) -> None:
+    """Have the judge read the suite: only its room knows the graders. Raises UsageError with what it says."""
+    argv = [sys.executable, "-m", "trainer.evaluate", "--check-suite", str(made), "--json"]
+    done = subprocess.run(argv, env=os.environ, capture_output=True, text=True, check=False)
+    try:
+        said = json.loads(done.stdout)["error"]
+    except (ValueError, KeyError) as error:
+        raise InternalError(f"the suite could not be checked: {done.stderr[-300:]}", where=str(file)) from error
+    if said is not None:
+        where = str(said["where"] or "").replace(str(made / "items.jsonl"), str(file))
+        raise UsageError(str(said["message"]), where=where or str(file), fix=str(said["fix"] or ""))

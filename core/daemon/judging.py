@@ -35,6 +35,7 @@ class Errand:
     checkpoint: str | None = None
     by_hand: bool = False
     ack: dict[str, Any] | None = None
+    note: str = ""
     given_way: bool = False  # stopped, so that what people asked of the server goes first
 
 

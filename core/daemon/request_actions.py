@@ -132,7 +132,7 @@ def mark_cancelled(job: Job) -> None:
 
 
 def _check_suite(head: dict[str, Any], items: bytes, name: str) -> None:
-    """Refuse what the judge could not read. The judge itself checks graders and roles."""
+    """Refuse what cannot be a suite at all. The CLI has had the judge read it, graders and roles included."""
     if head.get("name") != name:
         raise UsageError(f"suite.json says name {head.get('name')!r}, not {name!r}", fix="write the same name twice")
     ids: set[str] = set()
@@ -143,10 +143,12 @@ def _check_suite(head: dict[str, Any], items: bytes, name: str) -> None:
             item = parse_json(line, f"items.jsonl:{number}")
         except JsonError as error:
             raise UsageError(error.message, where=error.where, fix="one JSON object a line") from error
-        if not isinstance(item, dict) or not ("messages" in item or "prompt" in item):
-            raise UsageError(f"items.jsonl:{number} has neither messages nor prompt", fix="give each item one of them")
-        if str(item.get("id")) in ids:
-            raise UsageError(f"items.jsonl:{number} repeats the id {item.get('id')!r}", fix="give each item its own id")
-        ids.add(str(item.get("id")))
+        if not isinstance(item, dict) or not item.keys() & {"messages", "prompt", "text"}:
+            why = f"items.jsonl:{number} has neither messages nor prompt nor text"
+            raise UsageError(why, fix="give each item one of them")
+        identity = str(item.get("id", number))  # as the judge names it
+        if identity in ids:
+            raise UsageError(f"items.jsonl:{number} repeats the id {identity!r}", fix="give each item its own id")
+        ids.add(identity)
     if not ids:
         raise UsageError("the suite has no items", fix="put at least one item into items.jsonl")

@@ -20,7 +20,7 @@ OURS = {
 THIRD_PARTY = {
     "core": "jsonschema jsonschema_rs orjson msgspec zstandard numpy watchdog psutil requests urllib3 pynvml "
     "sqlalchemy click rich jinja2 datasketch py3langid",
-    "trainer": "torch transformers peft accelerate safetensors tokenizers numpy jsonschema_rs",
+    "trainer": "torch transformers peft accelerate safetensors tokenizers numpy jsonschema_rs regex",
     "monitoring": "flask waitress prometheus_client jinja2 werkzeug",
     "inference": "flask waitress prometheus_client safetensors numpy werkzeug jsonschema_rs llguidance",
     "curriculum": "flask requests waitress werkzeug",

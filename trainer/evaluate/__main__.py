@@ -3,6 +3,7 @@
     --candidate ID [--serving ID] [--superseded ID...] [--suite S]     judge a commit, record the decision
     --compare A B [--suite S] [--json]                                 two checkpoints side by side
     --refresh [--serving ID]                                           rewrite the leaderboard after a deployment
+    --check-suite FOLDER                                               {"error": null, or what is wrong with a suite}
 
 Exit     0 judged (whatever the decision) · 1 unexpected · 2 usage · 4 storage
 Effects  started by the daemon it dies with it; gives way to trainer and server on the CPU (nice), and takes one thread
@@ -31,9 +32,10 @@ from trainer.evaluate.judge import Judge
 from trainer.evaluate.leaderboard import Leaderboard
 from trainer.evaluate.scorer import Scorer
 from trainer.evaluate.side_by_side import render, side_by_side
+from trainer.evaluate.suites import load_suite
 
-# Beside a trainer on all cores it then gets what that leaves: training lost 13 % instead of 20 % of its speed to a judge
-# that was no slower (docs/log.md, "Judge").
+# Beside a trainer on all cores it then gets what that leaves: training lost 13 % of its speed instead of 20 %, and the
+# judge was no slower (docs/log.md, "Judge").
 _NICE = 10
 logger = logging.getLogger("judge")
 
@@ -42,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one judgement, comparison or refresh; returns the exit code."""
     die_with_parent()
     arguments = _parser().parse_args(argv)
+    if arguments.check_suite is not None:
+        return _check_suite(arguments.check_suite)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches the whole group; the parent decides
     try:
         workspace = Workspace(find_root(arguments.root))
@@ -60,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--candidate", metavar="ID")
     what.add_argument("--compare", nargs=2, metavar=("A", "B"))
     what.add_argument("--refresh", action="store_true")
+    what.add_argument("--check-suite", type=Path, metavar="FOLDER")
     parser.add_argument("--serving", metavar="ID")
     parser.add_argument("--superseded", nargs="+", action="extend", default=[], metavar="ID")
     parser.add_argument("--suite", metavar="S")
@@ -67,6 +72,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     return parser
+
+
+def _check_suite(folder: Path) -> int:
+    """Print as JSON what the judge would refuse in a suite; null when it can be used."""
+    problem: dict[str, object] | None = None
+    try:
+        load_suite(folder)
+    except DropforgeError as error:
+        problem = error.as_dict()
+    sys.stdout.write(json.dumps({"error": problem}) + "\n")
+    return 0 if problem is None else UsageError.exit_code
 
 
 def _run(workspace: Workspace, settings: Settings, arguments: argparse.Namespace) -> int:

@@ -12,15 +12,20 @@ from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 
 import jsonschema_rs
+import regex as bounded_re
 
 from core.errors import ConfigError
 
 Grader = Callable[[str, object], float]
 
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
-_GSM8K_MARK = re.compile(r"####\s*\$?\s*(-?[\d,]*\.?\d+)")
+# A hyphen after a digit, a letter or a bracket joins or subtracts (2-3, page-3); elsewhere it is a sign.
+_NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+_GSM8K_MARK = re.compile(r"####\s*(-?[\d,]*\.?\d+)")
+_CURRENCY = re.compile(r"[$€£¥]\s*")
 _CIRCLED = {"⓪": "0", "①": "1"}
 _ANSWER_CAP = 20_000  # characters: a runaway answer must not cost a grader seconds
+# A pattern like (a+)+b takes for ever on the wrong answer; one that takes this long has not matched.
+_REGEX_TIMEOUT_S = 1.0
 
 _registry: dict[str, Grader] = {}
 
@@ -55,6 +60,13 @@ def grade(name: str, answer: str, expected: object) -> float:
     return grader(answer[:_ANSWER_CAP], expected)
 
 
+def check_expected(name: str, expected: object) -> None:
+    """Raise ConfigError when the grader cannot read `expected`: found when a suite is read, not in the middle of it."""
+    if expected in ("", [], {}) and name != "json_schema":
+        raise ConfigError("the expected answer is empty", fix="give what a right answer says")
+    grade(name, "", expected)
+
+
 def normalised(text: str) -> str:
     """What exact match compares: NFC, white space collapsed, ends trimmed. Case and punctuation count."""
     return " ".join(unicodedata.normalize("NFC", text).split())
@@ -83,6 +95,8 @@ def numeric(answer: str, expected: object) -> float:
 
 
 def _number(text: str) -> Decimal | None:
+    """Commas are thousands; currency signs and the longer minus of typographers do not matter."""
+    text = _CURRENCY.sub("", text.replace("\N{MINUS SIGN}", "-"))
     marked = _GSM8K_MARK.findall(text)
     found = marked[-1:] or _NUMBER.findall(text)[-1:]
     try:
@@ -128,11 +142,15 @@ def _words(text: str) -> list[str]:
 
 @register_grader("regex")
 def regex(answer: str, expected: object) -> float:
-    """The trimmed answer matches the expected pattern from end to end."""
+    """The trimmed answer matches the expected pattern from end to end, within a bounded time."""
     try:
-        return float(re.fullmatch(_text(expected), answer.strip(), flags=re.DOTALL) is not None)
-    except re.error as error:
+        pattern = bounded_re.compile(_text(expected), flags=bounded_re.DOTALL)
+    except (bounded_re.error, RecursionError) as error:
         raise ConfigError(f"the expected pattern does not compile: {error}") from error
+    try:
+        return float(pattern.fullmatch(answer.strip(), timeout=_REGEX_TIMEOUT_S) is not None)
+    except TimeoutError:
+        return 0.0
 
 
 def _refuse_to_fetch(uri: str) -> dict[str, object]:

@@ -18,7 +18,7 @@ from typing import Any  # rows and items are JSON documents
 from core.atomic import parse_json, read_json, storage_error
 from core.errors import ConfigError
 from core.paths import Workspace
-from trainer.evaluate.graders import grader_names
+from trainer.evaluate.graders import check_expected, grader_names
 
 INCOMING = "incoming"
 GRADED_METRICS = ("exact_match", "accuracy", "score")
@@ -35,6 +35,7 @@ INCOMING_ANSWERS = 100
 INCOMING_ANSWER_CHARACTERS = 120
 # A guard of fewer items is asked whole.
 SMALLEST_CUT = 32
+_LONGEST_LINE_BYTES = 1 << 20
 _SUITE_KEYS = {
     "name",
     "version",
@@ -193,6 +194,10 @@ def _json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
     except OSError as error:
         raise storage_error(error, path) from error
     lines = [(number, line) for number, line in enumerate(raw.split(b"\n"), 1) if line.strip()]
+    for number, line in lines:
+        if len(line) > _LONGEST_LINE_BYTES:
+            why = f"the line has {len(line):,} bytes, and no model reads that as one question"
+            raise ConfigError(why, where=f"{path}:{number}", fix=f"shorten it to {_LONGEST_LINE_BYTES:,}")
     docs = [(number, parse_json(line, f"{path}:{number}")) for number, line in lines]
     for number, doc in docs:
         if not isinstance(doc, dict):
@@ -205,7 +210,7 @@ def parse_item(doc: dict[str, Any], where: str, metric: str) -> Item:
     if unknown := doc.keys() - _ITEM_KEYS:
         raise ConfigError(f"unknown key {sorted(unknown)[0]!r}", where=where, fix=f"use {sorted(_ITEM_KEYS)}")
     identity = str(doc.get("id", where.rpartition(":")[2]))
-    tags = tuple(str(tag) for tag in doc.get("tags", ()))
+    tags = tuple(str(tag) for tag in _list(doc, "tags", where))
     if "text" in doc:
         return Item(identity, {"text": _string(doc["text"], "text", where)}, None, None, PERPLEXITY, (), tags)
     grader = doc.get("grader", "exact_match")
@@ -214,15 +219,32 @@ def parse_item(doc: dict[str, Any], where: str, metric: str) -> Item:
     prompt = _prompt(doc, where)
     if "expected" not in doc:
         raise ConfigError("the item has no expected answer", where=where, fix='add "expected"')
-    expected, choices = doc["expected"], tuple(doc.get("choices", ()))
+    expected, choices = doc["expected"], tuple(_list(doc, "choices", where))
     if grader == MULTIPLE_CHOICE:
         expected = _choice(expected, choices, where)
+    elif grader != PERPLEXITY:
+        _readable(grader, expected, where)
     answer = _answer_text(expected, grader)
     row = {"messages": [*prompt, {"role": "assistant", "content": answer}]} if answer is not None else None
     asked = None if metric in LOSS_METRICS or grader == PERPLEXITY else tuple(prompt)
     if row is None and asked is None:
         raise ConfigError("nothing here can be scored", where=where, fix="give the expected answer as text")
     return Item(identity, row, asked, expected, grader, choices, tags)
+
+
+def _list(doc: Mapping[str, Any], key: str, where: str) -> list[Any]:
+    value = doc.get(key, [])
+    if not isinstance(value, list):
+        raise ConfigError(f"{key} is {value!r:.80}", where=where, fix=f'give a list: "{key}": [...]')
+    return value
+
+
+def _readable(grader: str, expected: object, where: str) -> None:
+    try:
+        check_expected(grader, expected)
+    except ConfigError as error:
+        fix = error.fix or f"mend expected, or use another grader than {grader}"
+        raise ConfigError(f"expected: {error.message}", where=where, fix=fix) from error
 
 
 def _prompt(doc: dict[str, Any], where: str) -> list[dict[str, str]]:

@@ -153,6 +153,7 @@ def test_suite_add_stages_the_suite_complete_and_asks_for_it(workspace: Workspac
         ('{"prompt": "a"}\n', ":1"),
         ("\n", "no items"),
         ("[]", ":1"),
+        ('{"prompt": "a", "expected": "(", "grader": "regex"}\n', "sums.jsonl:1: expected: the expected pattern"),
     ],
 )
 def test_a_broken_suite_is_refused_by_its_line_and_leaves_nothing(
@@ -162,5 +163,11 @@ def test_a_broken_suite_is_refused_by_its_line_and_leaves_nothing(
     items.write_text(content)
     assert main(["suite", "add", str(items), "--root", str(workspace.root)]) in (2, 5)
     assert place in capsys.readouterr().err
-    assert not workspace.own_suites_dir.exists()
+    assert list(workspace.own_suites_dir.iterdir()) == []
     assert control_files(workspace) == {}
+
+
+def test_a_suite_of_texts_without_ids_is_accepted(workspace: Workspace, tmp_path: Path) -> None:
+    items = tmp_path / "prose.jsonl"
+    items.write_text('{"text": "Call me Ishmael."}\n{"text": "It was a pleasure to burn."}\n')
+    assert main(["suite", "add", str(items), "--metric", "perplexity", "--root", str(workspace.root)]) == 0

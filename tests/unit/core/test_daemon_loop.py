@@ -201,7 +201,7 @@ def test_a_pin_a_rewind_and_a_suite_are_carried_out(rig: Rig) -> None:
     incoming = rig.workspace.own_suites_dir / ".incoming-mine"
     incoming.mkdir(parents=True)
     (incoming / "suite.json").write_text('{"name": "mine", "metric": "exact_match"}')
-    (incoming / "items.jsonl").write_text('{"id": "1", "prompt": "2+2", "expected": "4"}\n')
+    (incoming / "items.jsonl").write_text('{"prompt": "2+2", "expected": "4"}\n{"text": "without an id, as well"}\n')
     (control / "suite-1.json").write_text('{"id": "mine"}')
     rig.tick()
     assert (rig.workspace.own_suites_dir / "mine" / "items.jsonl").exists()

@@ -1,9 +1,11 @@
 """Each grader on right, wrong and unreadable answers."""
 
+import time
+
 import pytest
 
 from core.errors import ConfigError
-from trainer.evaluate.graders import grade, grader_names, register_grader
+from trainer.evaluate.graders import check_expected, grade, grader_names, register_grader
 
 
 @pytest.mark.parametrize(
@@ -22,6 +24,15 @@ from trainer.evaluate.graders import grade, grader_names, register_grader
         ("numeric", "#### -3", "#### 3", 0),
         ("numeric", "no idea", "#### 3", 0),
         ("numeric", "12 then 13", "#### 12", 0),
+        ("numeric", "#### -$1,234.50", "#### -1234.5", 1),
+        ("numeric", "it lost $-3", "-3", 1),
+        ("numeric", "it lost -€3", -3, 1),
+        ("numeric", "it is \u22123 degrees", "-3", 1),
+        ("numeric", "between 2-3", "3", 1),
+        ("numeric", "(4)-3", "-3", 0),
+        ("numeric", "5 - -3", "-3", 1),
+        ("numeric", ".5", "0.5", 1),
+        ("numeric", "18 £", "18", 1),
         ("binary", "leftshift ①⓪ ① = ①⓪⓪", "leftshift ①⓪ ① = ①⓪⓪", 1),
         ("binary", "①⓪⓪", "①⓪⓪", 1),
         ("binary", "x = ① ⓪ ⓪\nand more = ①", "①⓪⓪", 1),
@@ -62,6 +73,26 @@ def test_graders_score(name, answer, expected, score):
 def test_a_suite_that_cannot_be_graded_is_refused_by_name(name, expected):
     with pytest.raises(ConfigError):
         grade(name, "a", expected)
+
+
+def test_a_pattern_that_explodes_is_given_up_and_has_not_matched():
+    began = time.monotonic()
+    assert grade("regex", "x" * 20_000, "(x+x+)+y") == 0
+    assert time.monotonic() - began < 30, "bounded, however slow the machine: without a bound it takes for ever"
+
+
+@pytest.mark.parametrize("pattern", ["(", "(" * 5_000 + "a" + ")" * 5_000, "(?P<a>x)(?P<a"])
+def test_a_pattern_that_does_not_compile_is_the_suites_fault(pattern):
+    with pytest.raises(ConfigError, match="does not compile"):
+        check_expected("regex", pattern)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("exact_match", ""), ("exact_match", []), ("regex", ""), ("numeric", "")]
+)
+def test_an_empty_expected_answer_is_refused(name, expected):
+    with pytest.raises(ConfigError, match="empty"):
+        check_expected(name, expected)
 
 
 def test_a_runaway_answer_is_cut_before_it_is_graded():

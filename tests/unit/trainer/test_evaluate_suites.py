@@ -1,6 +1,7 @@
 """Suites: the shipped ones, ones a user adds, and the live one."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -104,6 +105,18 @@ def test_defaults_make_a_list_of_questions_a_primary_suite(suite):
         ([{**ITEM, "grader": "multiple_choice", "choices": ["a", "b"]}], {}, "choices"),
         ([{**ITEM, "grader": "multiple_choice", "choices": ["yes", "yes"]}], {}, "choices"),
         ([{**ITEM, "grader": "regex"}], {"metric": "loss"}, "scored"),
+        ([{**ITEM, "expected": ""}], {}, "expected answer is empty"),
+        ([{**ITEM, "expected": []}], {}, "expected answer is empty"),
+        ([{**ITEM, "expected": {"a": 1}}], {}, "needs a string"),
+        ([{**ITEM, "grader": "regex", "expected": "("}], {}, "does not compile"),
+        ([{**ITEM, "grader": "numeric"}], {}, "no number"),
+        ([{**ITEM, "grader": "json_schema"}], {}, "JSON Schema"),
+        ([{**ITEM, "tags": 5}], {}, "tags"),
+        ([{**ITEM, "grader": "multiple_choice", "choices": 5}], {}, "choices"),
+        ([{**ITEM, "grader": "multiple_choice", "choices": None}], {}, "choices"),
+        ([{**ITEM, "grader": []}], {}, "no grader"),
+        ([{**ITEM, "prompt": "a" * (1 << 20)}], {}, "bytes"),
+        ([{"id": 1, "prompt": "a", "expected": "b"}, ITEM], {}, "twice"),
         ([ITEM], {"metric": "vibes"}, "metric"),
         ([ITEM], {"role": "boss"}, "role"),
         ([ITEM], {"tolerance": -1}, "tolerance"),
@@ -119,6 +132,32 @@ def test_a_broken_suite_is_refused_by_file_line_and_field(suite, items, fields, 
         load_suite(suite(items, **fields))
     assert "exam" in refused.value.where
     assert refused.value.fix
+
+
+def test_a_broken_item_is_named_by_its_line(suite):
+    with pytest.raises(ConfigError) as refused:
+        load_suite(suite([ITEM, {**ITEM, "id": "2", "grader": "regex", "expected": "[a"}]))
+    assert refused.value.where.endswith("items.jsonl:2")
+    assert "expected" in refused.value.message
+    assert refused.value.fix
+
+
+def test_the_items_of_a_guard_are_cut_into_shares_that_are_the_same_every_time_and_together_all(suite):
+    items = [{**ITEM, "id": f"n{n}", "prompt": f"{n}?", "tags": ["first" if n < 20 else "second"]} for n in range(40)]
+    guard = load_suite(suite(items, role="guard"))
+    assert [len(shard.items) for shard in guard.shards] == [10, 10, 20]
+    assert sorted(item.id for item in guard.items) == sorted(item["id"] for item in items)
+    assert load_suite(suite(items[::-1], role="guard")).shards[0].items == guard.shards[0].items
+    tags = {item.tags[0] for item in guard.shards[0].items}
+    assert tags == {"first", "second"}, "a share is drawn from everywhere"
+    part = replace(guard, asked=1)
+    assert (len(part.items), part.size) == (10, 40)
+    assert part.sha256 != guard.sha256
+    assert [len(shard.items) for shard in load_suite(suite(items)).shards] == [40], "what decides is asked whole"
+
+
+def test_another_metric_asks_something_else_so_nothing_scored_before_is_used(suite):
+    assert load_suite(suite([ITEM])).shards[0].sha256 != load_suite(suite([ITEM], metric="loss")).shards[0].sha256
 
 
 @pytest.mark.parametrize("line", ["{", '{"id": NaN}', "[1]", '"text"', '{"id": 1, "id": 2}'])
