@@ -78,7 +78,8 @@ def check_magic(path: Path, expected: str | None) -> None:
         text = f"the file is {found}, not UTF-8 text"
         fix = reencode(encoding) if "UTF-16" in str(found) else "give it the suffix of what it is, or convert it"
         raise FormatError(RowProblem("bad_encoding", text, fix=fix))
-    raise FormatError(RowProblem("bad_encoding", f"the file is {found or 'not'} {'' if found else expected}".strip()))
+    text = f"the file is {found}, not {expected}" if found else f"the file is not {expected}, as its name says"
+    raise FormatError(RowProblem("bad_encoding", text, fix="give it the suffix of what it is, or write it again"))
 
 
 def _bounded(pieces: Iterator[tuple[int, bytes]]) -> Iterator[bytes]:

@@ -143,8 +143,8 @@ def _parse_plain(block: bytes) -> list[Value]:
 
 def _explain_cut(value: Value, line: int) -> Value:
     """A last line that stops in the middle is most likely a broken transfer: say so."""
-    if not isinstance(value, RowProblem) or value.code != "bad_json":
-        return value
+    if not isinstance(value, RowProblem) or value.code != "bad_json" or value.field == "$":
+        return value  # "$": it is whole, but no object
     cut = f"line {line} is incomplete: was the transfer cut? ({value.message})"
     return replace(value, message=cut, fix="copy the whole file again")
 

@@ -17,6 +17,7 @@ from core.formats.rows import LATIN1_FIX, MAX_ROW_BYTES, FormatError, Notes, Row
 from core.formats.strict_json import parse_row
 
 csv.field_size_limit(MAX_ROW_BYTES)
+_DELIMITERS = ",;\t|"
 _NO_ARRAY = RowProblem("bad_json", "the file is no JSON array", fix="use .jsonl for lines")
 _TOO_LARGE = RowProblem("too_large", f"a row over {MAX_ROW_BYTES >> 20} MiB", fix="split the row")
 
@@ -128,8 +129,12 @@ class CsvReader(RecordReader):
         except csv.Error as error:
             raise FormatError(RowProblem("bad_json", f"line {rows.line_num}: not valid CSV: {error}")) from error
 
-    @staticmethod
-    def _header(fields: list[str]) -> list[str]:
+    def _header(self, fields: list[str]) -> list[str]:
+        other = next((mark for mark in _DELIMITERS if mark != self._delimiter and mark in fields[0]), None)
+        if len(fields) == 1 and other is not None:
+            message = f"the header line is separated by {other!r}, not by {self._delimiter!r}"
+            fix = f"write it with {self._delimiter!r}" + (", or name it NAME.tsv" if other == "\t" else "")
+            raise FormatError(RowProblem("bad_json", message, fix=fix))
         if len(set(fields)) < len(fields) or not all(name.strip() for name in fields):
             message = f"the header line has empty or repeated names: {', '.join(fields)[:100]}"
             raise FormatError(RowProblem("bad_json", message, fix="name every column once in the first line"))

@@ -381,5 +381,5 @@ class Inspection:
             self.issues.warn("truncated", self.stats.truncated_rows)
         if self.rows_train <= 0:
             raise _Stop(RowProblem("too_long", "every row is over hyperparams.max_length", fix="shorten the rows"))
-        if not self.issues.errors and self.stats.suspicion():
-            self.issues.warn("mask_suspect")
+        if not self.issues.errors and (suspicion := self.stats.suspicion()):
+            self.issues.warn("mask_suspect", message=suspicion)

@@ -233,3 +233,36 @@ def test_without_pyarrow_the_error_says_the_pip_line(tmp_path: Path, monkeypatch
     monkeypatch.setattr("core.formats.columns.importlib.import_module", missing)
     with pytest.raises(MissingToolError, match="pip install"):
         values(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "words"),
+    [("x.csv", "a;b", "not by ','"), ("x.csv", "a\tb", "NAME.tsv"), ("x.tsv", "a,b", r"not by '\\t'")],
+)
+def test_a_table_with_another_separator_says_which(tmp_path: Path, name: str, header: str, words: str) -> None:
+    (tmp_path / name).write_text(f"{header}\n1\n")
+    with pytest.raises(FormatError) as caught:
+        list(open_rows(tmp_path / name).batches())
+    assert words in f"{caught.value.message} {caught.value.fix}".replace("\\t", r"\\t")
+
+
+def test_one_column_whose_name_has_no_separator_in_it_is_a_table(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("text\none\n")
+    assert [batch.values for batch in open_rows(tmp_path / "x.csv").batches()] == [[{"text": "one"}]]
+
+
+def test_an_array_under_jsonl_is_not_taken_for_a_broken_transfer(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('[{"text": "a"}]')
+    [batch] = open_rows(tmp_path / "x.jsonl").batches()
+    problem = batch.values[0]
+    assert isinstance(problem, RowProblem)
+    assert "transfer" not in problem.message and "an array, not an object" in problem.message
+    assert "NAME.json" in (problem.fix or "")
+
+
+@pytest.mark.parametrize(("suffix", "content"), [(".parquet", b"{}"), (".jsonl.gz", b"\x80\x04x"), (".feather", b"x")])
+def test_content_that_is_not_what_the_name_says_has_a_fix(tmp_path: Path, suffix: str, content: bytes) -> None:
+    (tmp_path / f"x{suffix}").write_bytes(content)
+    with pytest.raises(FormatError) as caught:
+        check_content(tmp_path / f"x{suffix}")
+    assert caught.value.fix.startswith("give it the suffix of what it is")

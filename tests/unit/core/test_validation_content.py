@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from core.chat_templates import Encoded
 from core.validation import DATASET_SPECS, training_row
 from core.validation.gate import check_file
+from core.validation.labels import TokenStats
 from core.validation.layer_one import canonical_rows
 from core.validation.leaks import leaks as leaks_of
 from core.validation.rows import canonical_json, prompt_sha256, row_sha256
@@ -204,3 +207,22 @@ def test_a_prompt_hash_ignores_system_turns_white_space_and_composition() -> Non
         prompt_sha256({"prompt": " cafe\u0301\nx"}),
     }
     assert len(hashes) == 1
+
+
+def test_a_file_of_which_hardly_a_token_is_trained_is_suspect_with_the_numbers(tmp_path: Path, tokenizer: Path) -> None:
+    farm = Gates(tmp_path / "root", tokenizer, hyperparams={"max_length": 100_000})
+    rows = [ask(f"{i} " + "word " * 2_000, "x") for i in range(3)]
+    for level in ("quick", "standard"):
+        verdict = checked(farm, rows, level)
+        trained, total = verdict["tokens"]["trained"], verdict["tokens"]["total"]
+        assert messages(verdict)["mask_suspect"] == f"only {trained} of {total} tokens would be trained"
+    assert "mask_suspect" not in warnings(checked(farm, [chat(i) for i in range(3)], "standard"))
+
+
+def test_chat_rows_of_which_every_token_is_trained_are_suspect() -> None:
+    stats = TokenStats()
+    whole = Encoded(np.arange(9, dtype=np.int32), np.ones(9, np.bool_))
+    stats.add(whole, is_chat=False)
+    assert stats.suspicion() is None
+    stats.add(whole, is_chat=True)
+    assert "every token of the chat rows would be trained" in (stats.suspicion() or "")
