@@ -28,6 +28,7 @@ MARGIN = 1.2
 PROCESS_BYTES = 420_000_000  # Python, torch, transformers and peft, nothing loaded: measured on the CPU build
 _FP32 = 4
 _MOMENTS = 2
+_NF4 = 0.52  # bytes a weight: 4 bits and their scales, quantized themselves (arXiv 2305.14314, section 3)
 _LOGIT_BUFFERS = 3  # logits, their log-softmax, one temporary
 
 
@@ -145,13 +146,21 @@ def needed(
     logits = min(CHUNK_LOGITS, tokens * shape.vocabulary) * _LOGIT_BUFFERS + 2 * tokens * shape.hidden + head
     return MemoryNeed(
         process=PROCESS_BYTES,
-        weights=_FP32 * (shape.parameters + (trained if lora else 0)),
+        weights=_base_bytes(shape, trainer.quantize) + _FP32 * (trained if lora else 0),
         gradients=_FP32 * trained,
         optimizer=_FP32 * _MOMENTS * trained,
         activations=_FP32 * tokens * _kept_per_token(shape, trainer.gradient_checkpointing, lora, trainer.lora_rank),
         logits=_FP32 * logits,
         snapshot=_FP32 * (1 + _MOMENTS) * trained,
     )
+
+
+def _base_bytes(shape: ModelShape, quantize: str | None) -> int:
+    """Weights in memory: embedding and head stay as they are when the linear layers are quantized."""
+    if quantize is None:
+        return _FP32 * shape.parameters
+    table = min(shape.vocabulary * shape.hidden, shape.parameters)
+    return int(_FP32 * table + _NF4 * (shape.parameters - table))
 
 
 def _kept_per_token(shape: ModelShape, recomputed: bool, lora: bool, rank: int) -> int:

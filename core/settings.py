@@ -60,6 +60,7 @@ class TrainerSettings:
     grad_clip: float
     weight_decay: float
     lora_rank: int
+    quantize: str | None
     threads: int | None
     step_timeout_s: float
     spike_factor: float

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.daemon.pid_manager import die_with_parent
-from core.errors import ConfigError, DropforgeError, ModelError, StorageError
+from core.errors import ConfigError, DropforgeError, MissingToolError, ModelError, StorageError
 from core.logs import setup_logging
 from core.paths import Workspace, find_root
 from core.settings import load_settings
@@ -58,7 +58,7 @@ def exit_code_of(error: DropforgeError) -> int:
     """Exit code of an error that ends the trainer: 2 when only an operator can mend it, 4 for storage, else 1."""
     if isinstance(error, StorageError):
         return error.exit_code
-    return ConfigError.exit_code if isinstance(error, ConfigError | ModelError) else 1
+    return ConfigError.exit_code if isinstance(error, ConfigError | ModelError | MissingToolError) else 1
 
 
 def _show_end(workspace: Workspace, error: DropforgeError) -> None:

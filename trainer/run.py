@@ -27,6 +27,7 @@ from trainer.config import dials
 from trainer.engine import Engine, random_state
 from trainer.models import load
 from trainer.models.lora import ADAPTER_WEIGHTS, add_adapter
+from trainer.models.quantized import four_bits
 from trainer.self_check import refuse_wrong_loss
 from trainer.state import RECORD_DTYPE, JobProgress, Records, TrainState
 
@@ -128,6 +129,13 @@ class Run:
                 where="config.json",
                 fix="restart the daemon to begin the other run",
             )
+        if settings.trainer.quantize != self.settings.trainer.quantize:
+            raise ConfigError(
+                f"trainer.quantize is {settings.trainer.quantize!r}, the base was loaded with "
+                f"{self.settings.trainer.quantize!r}",
+                where="config.json",
+                fix="restart the daemon to load it anew",
+            )
         load.refuse_other_base(settings, self.catalogue.manifests()[0])
         self._check_fit(settings)
         self.settings = settings
@@ -138,13 +146,16 @@ class Run:
         """The engine, loaded from `head` when it is not in memory."""
         if self._engine is None:
             base = self._base()
-            model: Any = load.load_trunk(base)
+            trainer, known = self.settings.trainer, self.dials(self.settings)
+            smaller = four_bits(
+                trainer.quantize, method=self.state.method, device=known.device, compute_dtype=known.compute_dtype
+            )
+            model: Any = load.load_trunk(base, smaller, known.device)
             load.refuse_other_architecture(model.config, self.settings)
-            trainer = self.settings.trainer
             if self.state.method == "lora":
                 self._refuse_damaged(base)
                 model = add_adapter(model, rank=trainer.lora_rank, seed=trainer.seed, base_folder=base.folder)
-            self._engine = Engine(model, self.dials(self.settings))
+            self._engine = Engine(model, known)
             self._restore(self._engine)
             refuse_wrong_loss(self._engine)
         return self._engine

@@ -14,7 +14,7 @@ from typing import Any  # model configs are untyped
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
 
 from core.atomic import read_json, sha256_file, write_bytes
 from core.chat_templates import ChatEncoder
@@ -76,14 +76,19 @@ def refuse_quantized(source: str) -> None:
         )
 
 
-def load_causal_lm(source: str, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
+def load_causal_lm(source: str, dtype: torch.dtype | str = "auto", **quantized: Any) -> PreTrainedModel:
     """Load a causal language model, without running any code that came with it.
+
+    Args:
+        quantized: `quantization_config` and `device_map` of a model to be loaded in 4 bits.
 
     Raises:
         ModelError: missing, damaged, pickled, or of a kind transformers does not know.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, trust_remote_code=False, **quantized
+        )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
@@ -178,6 +183,11 @@ def versions() -> dict[str, str]:
     return {"torch": torch.__version__, "transformers": transformers.__version__}
 
 
-def load_trunk(base: Checkpoint) -> PreTrainedModel:
-    """The base of a run in fp32, ready to be trained or adapted. Raises ModelError."""
-    return load_causal_lm(str(base.folder), torch.float32)
+def load_trunk(base: Checkpoint, quantization: BitsAndBytesConfig | None, device: str) -> PreTrainedModel:
+    """The base of a run in fp32, its linear layers in 4 bits when asked for, ready to be trained or adapted.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    quantized = {"quantization_config": quantization, "device_map": {"": device}} if quantization else {}
+    return load_causal_lm(str(base.folder), torch.float32, **quantized)

@@ -33,6 +33,14 @@ def test_lora_holds_moments_of_the_adapter_alone() -> None:
     assert (need.gradients, need.optimizer) == (4 * adapter, 8 * adapter)
 
 
+def test_a_base_in_four_bits_keeps_its_embedding_and_shrinks_its_layers() -> None:
+    plain, small = (needed(SHAPE, _settings(method="lora", quantize=q)).weights for q in (None, "nf4"))
+    table = SHAPE.vocabulary * SHAPE.hidden
+    adapter = 4 * adapter_parameters(SHAPE, 16)
+    assert plain - adapter == 4 * SHAPE.parameters
+    assert (small - adapter - 4 * table) / (SHAPE.parameters - table) == pytest.approx(0.52, abs=0.001)
+
+
 def test_recomputed_activations_and_smaller_micro_batches_need_less() -> None:
     plain = needed(SHAPE, _settings())
     assert needed(SHAPE, _settings(gradient_checkpointing=True)).activations < plain.activations / 10
