@@ -91,6 +91,12 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), leaf, module)
 
 
+def weights_of(model: PreTrainedModel) -> int:
+    """How many numbers the model's weights hold, packed ones too."""
+    packed = (t for module in model.modules() if isinstance(module, PackedLinear) for t in module.shared())
+    return sum(tensor.numel() for tensor in (*model.parameters(), *packed))
+
+
 def with_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """The base with a LoRA beside its linears. Every tensor of the base is shared, none is copied.
 

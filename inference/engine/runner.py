@@ -7,6 +7,7 @@ Units: lengths in tokens, log-probabilities in nats.
 """
 
 import itertools
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -17,6 +18,7 @@ from inference.engine.attention import ChunkPart, ShelfPart, StepPlan
 from inference.engine.cache import Block, KeyValueMemory
 from inference.engine.decoder import forward_of
 from inference.engine.layers import FEWEST_ROWS
+from inference.engine.threads import ThreadChoice
 from inference.generation import TILE_TOKENS, Chunk, StepResult, TokenScore
 
 _PREFIX_TOKENS_KEPT = 4096  # of recent prompts; 0.9 GB for a 0.6 B model in float32, 0.1 GB for 29 M parameters
@@ -25,11 +27,16 @@ _PREFIX_TOKENS_KEPT = 4096  # of recent prompts; 0.9 GB for a 0.6 B model in flo
 class Runner:
     """A model with its contexts; keeps the contract of `inference.generation.Model`."""
 
-    def __init__(self, model: PreTrainedModel, max_context_tokens: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, max_context_tokens: int, memory_tokens: int = 1 << 40, threads: int = 1
+    ) -> None:
+        """Args: threads: the most that torch may use; fewer are used while fewer are faster."""
         self._vocabulary = int(model.config.get_text_config().vocab_size)
         self._through = forward_of(model)
+        self._threads = ThreadChoice(threads)
         self._device = model.device
         self._max_context_tokens = max_context_tokens
+        self._memory_tokens = memory_tokens
         self._memory = KeyValueMemory()
         self._handles = itertools.count(1)
         self._prompts: dict[int, list[int]] = {}
@@ -38,6 +45,10 @@ class Runner:
     @property
     def max_context_tokens(self) -> int:
         return self._max_context_tokens
+
+    @property
+    def memory_tokens(self) -> int:
+        return self._memory_tokens
 
     @property
     def vocabulary(self) -> int:
@@ -70,7 +81,7 @@ class Runner:
             return
         self._prefixes[tuple(prompt)] = block
         self._prefixes.move_to_end(tuple(prompt))
-        while sum(map(len, self._prefixes)) > _PREFIX_TOKENS_KEPT:
+        while sum(map(len, self._prefixes)) > min(_PREFIX_TOKENS_KEPT, self._memory_tokens // 8):
             self._prefixes.popitem(last=False)
 
     @torch.inference_mode()
@@ -84,7 +95,10 @@ class Runner:
         self._memory.make_room(decode)
         ids, places, plan, order = self._plan(decode, chunks)
         rows, wants = _rows_wanted(len(order), plan, chunks)
+        self._threads.before(len(decode), bool(chunks))
+        began = time.monotonic()
         logits_RV = self._forward(ids, places, plan, rows)
+        self._threads.after(len(decode), bool(chunks), time.monotonic() - began)
         for shelf_part in plan.shelves:
             shelf_part.shelf.lengths = [length + 1 for length in shelf_part.shelf.lengths]
         result = StepResult()

@@ -123,7 +123,7 @@ class Engine:
                 next(loading)
             except StopIteration as end:
                 network = end.value
-        self._model = Runner(network, 4096)
+        self._model = Runner(network, 4096, threads=torch.get_num_threads())
         self._codec = ChatEncoder.from_folder(checkpoint)
         self._scheduler = Scheduler(max_streams=32, max_waiting=32, metrics=ServerMetrics())
 
