@@ -82,12 +82,24 @@ def _show_leaderboard(doc: dict[str, Any]) -> None:
         suites = "  ".join(f"{name} {_score(s)}" for name, s in (candidate.get("suites") or {}).items())
         rows.append([candidate["id"], candidate["decision"], candidate.get("p_value"), suites, candidate.get("reason")])
     table(("checkpoint", "decision", "p", "suites", "reason"), rows)
+    for name, best in (doc.get("best") or {}).items():
+        say(f"best ever on {name}: {_score(best)} by {best.get('id')}{_drop(best.get('drop_since'))}")
 
 
 def _score(suite: dict[str, Any]) -> str:
     value, count = suite.get("value"), suite.get("n")
+    if not isinstance(value, int | float):
+        return "-"
     part = f" of {suite['of']}" if suite.get("of") not in (None, count) else ""
-    return f"{suite.get('metric')} {value:.4g} (n {count}{part})" if isinstance(value, int | float) else "-"
+    low, high = suite.get("ci95") or (None, None)
+    interval = f" [{low:.3g}, {high:.3g}]" if low is not None and high is not None else ""
+    return f"{suite.get('metric')} {value:.4g}{interval} (n {count}{part})"
+
+
+def _drop(since: float | None) -> str:
+    if since is None:
+        return "; what serves was not asked the same items"
+    return f"; what serves is worse by {since:.4g}" if since > 0 else "; what serves is as good"
 
 
 @click.command("lineage")

@@ -4,6 +4,7 @@ Reads    checkpoints/<run>/, config/suites/      Writes  evaluations/<id>/sample
 Units    values in each suite's metric; speed in seconds
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any  # a document for `--json`
@@ -21,6 +22,8 @@ from trainer.evaluate.results import SuiteResult
 from trainer.evaluate.suites import deciding
 
 SIDES = ("a", "b")
+_FLIPS_SHOWN = 2
+_LONGEST_SHOWN = 60
 
 
 def side_by_side(
@@ -36,7 +39,7 @@ def side_by_side(
     if only is None:
         suites = judge.in_time(suites, pair)
     scored = [bench.score(checkpoint, suites) for checkpoint in pair]
-    primary = {suite.name for suite in deciding(suites)}
+    primary = {suite.name for suite in (suites if only is not None else deciding(suites))}
     seed, level = settings.trainer.seed, settings.evaluation.alpha
     doc: dict[str, Any] = {side: checkpoint.id for side, checkpoint in zip(SIDES, pair, strict=True)}
     doc["suites"], differences = {}, []
@@ -106,16 +109,34 @@ def winner(differences: Sequence[Comparison], a: str, b: str, level: float) -> t
 
 def render(doc: Mapping[str, Any]) -> str:
     """The same as text for a terminal."""
-    lines = [f"a = {doc['a']}", f"b = {doc['b']}"]
+    lines = [f"{side} = {doc[side]}{_spoken(doc['speed'][side])}" for side in SIDES]
     for name, suite in doc["suites"].items():
         values = [_value(suite[side], suite["of"]) for side in SIDES]
         gain = f"  gain {suite['gain']:+.4g}  p {suite['p_value']:.2g}" if "gain" in suite else ""
         changed = f"  ({suite['flips']['gained']} gained, {suite['flips']['lost']} lost)"
         lines.append(f"{name} [{suite['metric']}]  a {values[0]}  b {values[1]}{gain}{changed}")
-    for side in SIDES:
-        speed = {name: value for name, value in doc["speed"][side].items() if value is not None}
-        lines += [f"{side}: " + ", ".join(f"{name} {value:.3g}" for name, value in speed.items())] if speed else []
+        for way, examples in suite["flips"]["examples"].items():
+            lines += [f"    {way} {_flip(one)}" for one in examples[:_FLIPS_SHOWN]]
     return "\n".join([*lines, f"winner: {doc['winner'] or '-'} ({doc['reason']})"])
+
+
+def _spoken(speed: Mapping[str, float | None]) -> str:
+    served, scoring = speed["served_token_s"], speed["scoring_s"]
+    parts = [f"{1000 * served:.3g} ms a token when served"] if served is not None else []
+    parts += [f"{scoring:.3g} s to score"] if scoring is not None else []
+    return f"  ({', '.join(parts)})" if parts else ""
+
+
+def _flip(example: Mapping[str, Any]) -> str:
+    """One item that changed; whatever a model wrote stays on its line and steers no terminal."""
+    before, after, expected = (_quoted(example[key]) for key in ("before", "after", "expected"))
+    return f"{_quoted(example['id'])}: expected {expected}, a {before}, b {after}"
+
+
+def _quoted(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    shown = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+    return shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}…"
 
 
 def _value(value: Mapping[str, Any], size: int) -> str:

@@ -333,3 +333,27 @@ def test_compare_names_the_better_one_whichever_side_it_stands_on(farm):
     assert doc["winner"] is None
     assert "no decision" in doc["reason"]
     assert not farm.workspace.status_file("leaderboard.json").exists()
+
+
+def test_compare_shows_items_that_flipped_and_lets_no_answer_steer_the_terminal(farm):
+    farm.hold_out(JOBS[0], 100)
+    farm.add_suite("exam")
+    wise = farm.commit(5, JOBS[0], 2.0, answer="right")
+    farm.scorers[farm.base.id] = FakeScorer(lambda text: 3.0, lambda prompt: "\x1b[2J\u202e" + "wrong " * 50)
+    judge = Judge(farm.workspace, farm.settings, farm.bench())
+    shown = render(side_by_side(farm.workspace, farm.settings, judge, farm.bench(), [farm.base.id, wise.id], None))
+    (first,) = [line for line in shown.splitlines() if '"exam-0"' in line]
+    assert first.startswith('    gained "exam-0": expected "right", a "')
+    assert first.endswith('…, b "right"')
+    assert shown.count('gained "exam-') == 2
+    assert "\x1b" not in shown
+    assert "\u202e" not in shown
+
+
+def test_a_suite_compared_by_name_decides_even_when_it_is_a_guard(farm):
+    farm.hold_out(JOBS[0], 100)
+    farm.add_suite("manners", role="guard")
+    polite = farm.commit(5, JOBS[0], 2.0, answer="right")
+    judge = Judge(farm.workspace, farm.settings, farm.bench())
+    pair = [farm.base.id, polite.id]
+    assert side_by_side(farm.workspace, farm.settings, judge, farm.bench(), pair, "manners")["winner"] == polite.id
