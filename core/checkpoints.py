@@ -186,9 +186,12 @@ class Catalogue:
         return problems
 
     def stage(self, step: int) -> Path:
-        """Make an empty folder in .incomplete/ to write a commit into."""
+        """Make an empty folder in .incomplete/ to write a commit into. Raises StorageError."""
         folder = self._workspace.incomplete_dir / f"{self.run}-{step}-{secrets.token_hex(3)}"
-        folder.mkdir(parents=True)
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise storage_error(error, folder) from error
         return folder
 
     def commit(self, staged: Path, fields: Mapping[str, Any]) -> Checkpoint:

@@ -8,6 +8,7 @@ Effects  a damaged newest checkpoint is set aside, and the jobs that only it cov
 
 import importlib.metadata
 import logging
+import shutil
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any  # manifests are JSON documents
@@ -17,7 +18,7 @@ import torch
 
 from core.chat_templates import ChatEncoder
 from core.checkpoints import Catalogue, Checkpoint, ends_job
-from core.errors import CheckpointError, ConfigError
+from core.errors import CheckpointError, ConfigError, StorageError
 from core.memory_estimate import method_for
 from core.paths import Workspace
 from core.settings import Settings
@@ -230,8 +231,12 @@ class Run:
 
         def write() -> Checkpoint:
             staged = self.catalogue.stage(fields["step"])
-            snapshot.write(copy, staged, base)
-            return self.catalogue.commit(staged, fields | load.fingerprints(staged))
+            try:
+                snapshot.write(copy, staged, base)
+                return self.catalogue.commit(staged, fields | load.fingerprints(staged))
+            except StorageError:
+                shutil.rmtree(staged, ignore_errors=True)  # on a full disk the half of it that fitted is in the way
+                raise
 
         self._commit = BackgroundCommit(write)
 

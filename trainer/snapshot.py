@@ -18,11 +18,11 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from core.atomic import read_json, storage_error, write_bytes, write_json
+from core.atomic import read_json, write_bytes, write_json
 from core.checkpoints import TRAINED_ROWS_FILE, WEIGHTS_SUFFIX, Checkpoint
 from trainer.engine import Engine, random_state, restore_random_state
 from trainer.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_tensors, load_adapter
-from trainer.models.save import MODEL_WEIGHTS, load_weights, model_tensors
+from trainer.models.save import MODEL_WEIGHTS, disk_errors, load_weights, model_tensors
 from trainer.state import Records, TrainState, state_from
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -71,7 +71,7 @@ def adapter_document(model: Any) -> dict[str, Any]:  # a PeftModel, whose attrib
 
 def write(snapshot: Snapshot, staged: Path, base: Checkpoint) -> None:
     """Write a snapshot's files into a staged folder. Raises StorageError."""
-    try:
+    with disk_errors(staged):
         adapted = snapshot.adapter_config is not None
         for name in base.manifest["files"]:
             # With config.json transformers takes an adapter's folder for a whole model; without, it finds the base.
@@ -81,15 +81,14 @@ def write(snapshot: Snapshot, staged: Path, base: Checkpoint) -> None:
         save_file(snapshot.weights, staged / name, metadata=_FOR_TORCH)
         if adapted:
             write_json(staged / ADAPTER_CONFIG, snapshot.adapter_config, durable=False)
-        write_resume_files(snapshot, staged)
-    except OSError as error:
-        raise storage_error(error, staged) from error
+    write_resume_files(snapshot, staged)
 
 
 def write_resume_files(snapshot: Snapshot, staged: Path) -> None:
-    """Write what only a resume needs. Raises OSError or StorageError."""
-    save_file(snapshot.optimizer, staged / OPTIMIZER_FILE, metadata=_FOR_TORCH)
-    save_file(snapshot.random, staged / RANDOM_FILE, metadata=_FOR_TORCH)
+    """Write what only a resume needs. Raises StorageError."""
+    with disk_errors(staged):
+        save_file(snapshot.optimizer, staged / OPTIMIZER_FILE, metadata=_FOR_TORCH)
+        save_file(snapshot.random, staged / RANDOM_FILE, metadata=_FOR_TORCH)
     write_json(staged / STATE_FILE, snapshot.state, durable=False)
     buffer = io.BytesIO()
     np.save(buffer, snapshot.records, allow_pickle=False)

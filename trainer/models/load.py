@@ -22,7 +22,7 @@ from core.checkpoints import Checkpoint
 from core.errors import ConfigError, ModelError
 from core.paths import Workspace
 from core.settings import Settings
-from trainer.models.save import MODEL_WEIGHTS
+from trainer.models.save import MODEL_WEIGHTS, disk_errors
 from trainer.models.tiny import MODEL_NAME as TINY_NAME
 from trainer.models.tiny import make_tiny
 
@@ -134,16 +134,17 @@ def write_base(base: Base, staged: Path) -> None:
     """Write the base's files (weights, config, tokenizer, template) into the staged folder of checkpoint-0.
 
     Raises:
-        ModelError: it has no fast tokenizer, or a weight is not finite.
+        ModelError: it has no fast tokenizer, or a weight is not finite. StorageError: the disk refuses.
     """
     refuse_non_finite(base.model, base.source)
-    base.model.save_pretrained(staged, max_shard_size="1TB")
-    _save_tokenizer(base.source, staged)
-    encoder = ChatEncoder.from_folder(staged)
-    write_bytes(staged / TEMPLATE_FILE, encoder.template.encode())
-    answers = base.model.generation_config or GenerationConfig()  # type: ignore[no-untyped-call]  # untyped there
-    answers.eos_token_id = sorted(encoder.eos_ids)
-    answers.save_pretrained(staged)
+    with disk_errors(staged):
+        base.model.save_pretrained(staged, max_shard_size="1TB")
+        _save_tokenizer(base.source, staged)
+        encoder = ChatEncoder.from_folder(staged)
+        write_bytes(staged / TEMPLATE_FILE, encoder.template.encode())
+        answers = base.model.generation_config or GenerationConfig()  # type: ignore[no-untyped-call]  # untyped there
+        answers.eos_token_id = sorted(encoder.eos_ids)
+        answers.save_pretrained(staged)
 
 
 def _save_tokenizer(source: str, staged: Path) -> None:

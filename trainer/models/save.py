@@ -1,17 +1,38 @@
 """Weights by name, without duplicates, in and out of a model in memory (inside the trainer's arrow).
 
-Reads    model.safetensors        Errors   CheckpointError when names or shapes are not the model's
+Reads    model.safetensors        Errors   CheckpointError when names or shapes are not the model's; StorageError
 """
 
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from core.atomic import storage_error
 from core.errors import CheckpointError
 
 MODEL_WEIGHTS = "model.safetensors"
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+@contextmanager
+def disk_errors(where: Path) -> Iterator[None]:
+    """Raise StorageError for a disk that refuses, also where safetensors has wrapped the system's error in its own."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error, where) from error
+    except SafetensorError as error:
+        found = _SYSTEM_ERROR.search(str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise storage_error(OSError(number, os.strerror(number)), where) from error
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:

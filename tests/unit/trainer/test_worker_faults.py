@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import resource
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
-from core.errors import CheckpointError, ConfigError
+from core.errors import CheckpointError, ConfigError, StorageError
 from scripts.reliability.training_farm import TrainingFarm, chats, same, tick_until_step, weights_in, weights_of
 from trainer.config import dials
 from trainer.worker import Worker
@@ -201,3 +202,24 @@ def test_an_adapter_is_not_trained_on_over_a_damaged_base(make_farm: MakeFarm) -
     weights.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"the base under the adapter is damaged.*model\.safetensors"):
         farm.worker()
+
+
+def test_a_disk_that_refuses_the_weights_is_a_storage_error_leaves_no_half_and_costs_no_job(
+    make_farm: MakeFarm,
+) -> None:
+    calm, refused = make_farm("calm"), make_farm("refused")
+    for farm in (calm, refused):
+        farm.drop(chats(10))
+    calm.train()
+    worker = refused.worker()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))  # the kernel's refusal in the middle of a tensor file
+    try:
+        with pytest.raises(StorageError, match="File too large"):
+            refused.train(worker)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(refused.workspace.incomplete_dir.iterdir())
+    assert (refused.head().step, len(refused.lane("active"))) == (0, 1)
+    refused.train()
+    assert same(weights_of(refused.head()), weights_of(calm.head()))
