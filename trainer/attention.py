@@ -2,9 +2,9 @@
 
 Any model that takes its attention from transformers' AttentionInterface runs packed rows with it, unchanged. The
 layout of the micro-batch is handed over beside the model's own arguments, by `packed(...)`, since not every
-architecture passes extra arguments down. CPU and fp32 GPU: one scaled_dot_product_attention call a group of
-documents; half precision on CUDA: one variable-length flash call (that branch has not been run: this machine has no
-GPU).
+architecture passes extra arguments down. CPU: blocks by hand (trainer.causal_blocks); half precision on CUDA: one
+variable-length flash call (that branch has not been run: this machine has no GPU); dropout, a window shorter than the
+document, fp32 on CUDA: one scaled_dot_product_attention call a group of documents.
 
 Shapes   B=1, T tokens, H query heads, G key/value heads, D documents of a group, L longest of them, C channels of a
          head
@@ -21,21 +21,10 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from trainer.causal_blocks import CausalBlocks, GroupOnDevice
 from trainer.packing import Layout
 
 NAME = "dropforge_packed"
-
-
-@dataclass(frozen=True, slots=True)
-class GroupOnDevice:
-    """A `packing.Group` with its index tensors where the model is."""
-
-    start: int
-    stop: int
-    documents: int
-    longest: int
-    into_rectangle: Tensor | None
-    out_of_rectangle: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +120,19 @@ def attend(
             scale=scaling, window_size=window, enable_gqa=q_THC.shape[1] != k_TGC.shape[1],
         )  # fmt: skip
         return out[None], None
+    if _by_blocks(layout, q_THC, dropout, sliding_window):
+        scale = q_THC.shape[-1] ** -0.5 if scaling is None else scaling
+        blocks: Tensor = CausalBlocks.apply(q_THC, k_TGC, v_TGC, layout.groups, scale)  # type: ignore[no-untyped-call]  # torch: untyped
+        return blocks[None], None
+    if q_THC.dtype == torch.bfloat16:  # sdpa on a CPU takes two to four times as long in it
+        q_THC, k_TGC, v_TGC = (x.float() for x in (q_THC, k_TGC, v_TGC))
     parts = [_attend_group(g, q_THC, k_TGC, v_TGC, scaling, dropout, sliding_window) for g in layout.groups]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts))[None], None
+    return torch.cat(parts)[None].to(query.dtype), None
+
+
+def _by_blocks(layout: LayoutOnDevice, q_THC: Tensor, dropout: float, sliding_window: int | None) -> bool:
+    plain = dropout == 0 and (sliding_window is None or layout.longest <= sliding_window)
+    return plain and not q_THC.is_cuda and not torch.is_autocast_enabled("cpu")
 
 
 def _attend_group(

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from core.errors import CheckpointError, NonFiniteLossError
 from trainer import attention
 from trainer.config.dials import Dials
+from trainer.half_weights import HalfWeights
 from trainer.loss import summed_cross_entropy, vocabulary_head
 from trainer.loss_scale import LossScale
 from trainer.packing import MicroBatch
@@ -64,12 +65,15 @@ class Engine:
             fused=True,
         )
         self._scale = LossScale()
+        self._half: HalfWeights | None = None
         self.adopt(dials)
 
     def adopt(self, dials: Dials) -> None:
         """Train with other dials from the next step on; moments and step counts stay."""
         self.dials = dials
         self._scale.enable(dials.compute_dtype == torch.float16)
+        if (dials.compute_dtype == torch.bfloat16) != (self._half is not None):
+            self._half = None if self._half is not None else HalfWeights(self.model, torch.bfloat16)
         self.optimizer.param_groups[0]["weight_decay"] = dials.weight_decay
         toggle = "enable" if dials.gradient_checkpointing else "disable"
         getattr(self.model, f"activation_checkpointing_{toggle}")()
@@ -111,7 +115,7 @@ class Engine:
             for x in (batch.ids_T, batch.positions_T, batch.trained_N, batch.targets_N)
         )
         with attention.packed(layout), torch.set_grad_enabled(backward):
-            with self.autocast():
+            with self.products():
                 hidden_TE = self._trunk(
                     input_ids=ids[None], position_ids=positions[None], use_cache=False
                 ).last_hidden_state[0]
@@ -119,15 +123,17 @@ class Engine:
                 loss = summed_cross_entropy(
                     hidden_NE, vocabulary_head(self.model), targets, scale=scale, softcap=self._softcap
                 )
-            if backward:
-                loss.backward()  # type: ignore[no-untyped-call]  # torch: untyped
+                if backward:
+                    loss.backward()  # type: ignore[no-untyped-call]  # torch: untyped
         return loss.detach()
 
-    def autocast(self) -> AbstractContextManager[object]:
-        """Matrix products in the dial's format; a null context for fp32."""
-        if self.dials.compute_dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dials.compute_dtype)
+    def products(self) -> AbstractContextManager[object]:
+        """Matrix products in the dial's format; a null context for fp32. fp16 needs autocast: its sums stay fp32."""
+        if self._half is not None:
+            return self._half.in_use()
+        if self.dials.compute_dtype == torch.float16:
+            return torch.autocast(self.device.type, dtype=torch.float16)
+        return contextlib.nullcontext()
 
     def _clip(self) -> Tensor:
         gradients = [p.grad for p in self.trainable.values() if p.grad is not None]

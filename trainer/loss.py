@@ -21,16 +21,21 @@ class _SummedCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden_NE: Tensor, weight_VE: Tensor, targets_N: Tensor, scale: float, softcap: float | None
     ) -> Tensor:
         rows = max(1, CHUNK_LOGITS // weight_VE.shape[0])
+        factor_VE = weight_VE.to(hidden_NE.dtype)
         d_hidden_NE = torch.empty_like(hidden_NE)
         d_weight_VE = torch.zeros_like(weight_VE) if ctx.needs_input_grad[1] else None
         total = hidden_NE.new_zeros((), dtype=torch.float32)
         for start in range(0, hidden_NE.shape[0], rows):
             chunk = slice(start, start + rows)
-            loss, d_logits_MV = _chunk_loss(hidden_NE[chunk] @ weight_VE.T, targets_N[chunk], scale, softcap)
+            loss, d_logits_MV = _chunk_loss(hidden_NE[chunk] @ factor_VE.T, targets_N[chunk], scale, softcap)
             total += loss
-            torch.mm(d_logits_MV, weight_VE, out=d_hidden_NE[chunk])
-            if d_weight_VE is not None:
+            torch.mm(d_logits_MV, factor_VE, out=d_hidden_NE[chunk])
+            if d_weight_VE is None:
+                continue
+            if d_weight_VE.dtype == d_logits_MV.dtype:
                 d_weight_VE.addmm_(d_logits_MV.T, hidden_NE[chunk])
+            else:
+                d_weight_VE += d_logits_MV.T @ hidden_NE[chunk]
         ctx.save_for_backward(d_hidden_NE, d_weight_VE)
         return total * scale
 

@@ -25,6 +25,7 @@ from core.settings import Settings
 from trainer import profiles, snapshot
 from trainer.commits import BackgroundCommit
 from trainer.config import dials
+from trainer.config.precision import faster_on_cpu
 from trainer.engine import Engine, random_state
 from trainer.models import load
 from trainer.models.lora import ADAPTER_WEIGHTS, add_adapter
@@ -82,11 +83,12 @@ class Run:
         if wanted is not None and wanted not in (base.name, base.source, self.settings.model_path):
             logger.info("locked.base_model %s is imported from %s", wanted, base.source)
         method = method_for(self.settings.trainer.method, base.model.num_parameters())
+        auto_precision = faster_on_cpu(base.model.config.get_text_config().hidden_size)
         staged = self.catalogue.stage(0)
         load.write_base(base, staged)
         torch.manual_seed(self.settings.trainer.seed)
         empty = np.zeros(0, RECORD_DTYPE)
-        start = snapshot.Snapshot({}, None, {}, random_state(), TrainState(method).as_json(), empty)
+        start = snapshot.Snapshot({}, None, {}, random_state(), TrainState(method, auto_precision).as_json(), empty)
         snapshot.write_resume_files(start, staged)
         name = wanted or base.name
         fields = self._fields(step=0, parent=None, base={"name": name, "sha256": None}, jobs=[], train_loss=None)
@@ -184,7 +186,12 @@ class Run:
 
     def dials(self, settings: Settings) -> dials.Dials:
         device = dials.choose_device()
-        return dials.derive(settings, device=device, micro_batch_tokens=self.state.micro_batch_tokens)
+        return dials.derive(
+            settings,
+            device=device,
+            auto_precision=self.state.auto_precision,
+            micro_batch_tokens=self.state.micro_batch_tokens,
+        )
 
     def _base(self) -> Checkpoint:
         base = self.catalogue.base()

@@ -40,13 +40,13 @@ def refuse_wrong_loss(engine: Engine) -> None:
 
 
 def _own_loss(engine: Engine, rows: list[Row]) -> float:
-    """The summed loss by the model's whole forward pass and eager attention, one row at a time."""
+    """The summed loss by the model's whole forward pass and eager attention in fp32, one row at a time."""
     total = 0.0
     engine.model.set_attn_implementation("eager")  # type: ignore[operator]  # transformers models have it
     try:
         for row in rows:
             ids = torch.from_numpy(row.ids.astype(np.int64)).to(engine.device)[None]
-            with torch.no_grad(), engine.autocast():
+            with torch.no_grad():
                 logits = engine.model(input_ids=ids, use_cache=False).logits[0, :-1].float()
             total += float(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
     finally:

@@ -72,6 +72,7 @@ class TrainState:
     """How far the run has been trained. `method` is the one its weights were made with."""
 
     method: str
+    auto_precision: str = "fp32"  # what fp_precision `auto` came to on a CPU when the run began
     step: int = 0
     micro_batch_tokens: int | None = None  # what out-of-memory errors have left; None: the default
     job: JobProgress | None = None

@@ -49,17 +49,18 @@ class Dials:
         return rate
 
 
-def derive(settings: Settings, *, device: str, micro_batch_tokens: int | None = None) -> Dials:
+def derive(settings: Settings, *, device: str, auto_precision: str, micro_batch_tokens: int | None = None) -> Dials:
     """Turn the settings of a job into dials.
 
     Args:
+        auto_precision: what the probe said when the run began; travels in the checkpoint.
         micro_batch_tokens: what an out-of-memory has left of the default, which travels in the checkpoint.
     """
     hyper, trainer = settings.hyperparams, settings.trainer
     default = GPU_MICRO_BATCH_TOKENS if device.startswith("cuda") else CPU_MICRO_BATCH_TOKENS
     return Dials(
         device=device,
-        compute_dtype=compute_dtype(hyper.fp_precision, device),
+        compute_dtype=compute_dtype(hyper.fp_precision, device, auto_precision),
         learning_rate=hyper.learning_rate,
         schedule=trainer.schedule,
         warmup_steps=trainer.warmup_steps,

@@ -6,7 +6,8 @@ import torch
 from core.errors import ConfigError
 from core.memory_estimate import method_for
 from tiny_models import dials
-from trainer.config.precision import compute_dtype
+from trainer.config import precision
+from trainer.config.precision import bf16_gain, compute_dtype, faster_on_cpu
 
 
 def test_the_rate_warms_up_once_in_a_run_and_is_constant_from_there() -> None:
@@ -28,7 +29,24 @@ def test_lora_begins_at_three_hundred_million_parameters_unless_a_method_is_set(
 
 
 def test_a_cpu_refuses_fp16_and_takes_what_is_named() -> None:
-    assert compute_dtype("fp32", "cpu") is torch.float32
-    assert compute_dtype("bf16", "cpu") is torch.bfloat16
+    assert compute_dtype("fp32", "cpu", "bf16") is torch.float32
+    assert compute_dtype("bf16", "cpu", "fp32") is torch.bfloat16
     with pytest.raises(ConfigError, match="fp16 needs a GPU"):
-        compute_dtype("fp16", "cpu")
+        compute_dtype("fp16", "cpu", "fp32")
+
+
+def test_auto_is_what_the_probe_said_when_the_run_began() -> None:
+    assert compute_dtype("auto", "cpu", "bf16") is torch.bfloat16
+    assert compute_dtype("auto", "cpu", "fp32") is torch.float32
+
+
+@pytest.mark.parametrize(("gain", "width", "expected"), [(2.1, 512, "bf16"), (0.1, 512, "fp32"), (2.1, 64, "fp32")])
+def test_a_cpu_takes_bf16_where_its_products_are_faster_and_large_enough_to_matter(
+    gain: float, width: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "bf16_gain", lambda _width: gain)
+    assert faster_on_cpu(width) == expected
+
+
+def test_the_probe_measures_a_product_in_both_formats() -> None:
+    assert 0.001 < bf16_gain(256) < 1000

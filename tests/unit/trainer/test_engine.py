@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from core.errors import CheckpointError, ModelError, NonFiniteLossError
 from tiny_models import VOCABULARY, dials, gemma, llama, qwen, rows
-from trainer import attention
+from trainer import attention, causal_blocks
 from trainer import loss as loss_module
 from trainer.engine import Engine
 from trainer.loss import summed_cross_entropy
@@ -18,6 +18,7 @@ from trainer.packing import Layout, Row, layout_of, pack
 from trainer.self_check import refuse_wrong_loss
 
 MODELS = pytest.mark.parametrize("make", [qwen, llama, gemma])
+FORMATS = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 Make = Callable[[], PreTrainedModel]
 
 
@@ -56,16 +57,32 @@ def test_loss_and_gradients_of_packed_rows_equal_those_of_single_rows(make: Make
 
 
 @MODELS
-def test_changing_one_document_leaves_the_losses_and_gradients_of_all_others_unchanged(make: Make) -> None:
+@FORMATS
+def test_changing_one_document_leaves_the_losses_and_gradients_of_all_others_unchanged(
+    make: Make, dtype: torch.dtype
+) -> None:
     watched = rows([40, 36, 31, 12])
     silent = [Row(row.ids, np.zeros_like(row.mask)) for row in rows([39, 33, 200, 5], seed=1)]
     other = [Row((row.ids + 1) % VOCABULARY, row.mask) for row in silent]
-    engine = Engine(make(), dials())
+    engine = Engine(make(), dials(compute_dtype=dtype))
     before, gradients = _packed_gradients(engine, watched + silent)
     after, changed = _packed_gradients(engine, watched + other)
     assert after == pytest.approx(before, abs=1e-6)
     for name, gradient in gradients.items():
         torch.testing.assert_close(changed[name], gradient, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kept_tokens", [0, 1024])
+def test_attention_in_many_small_blocks_gives_the_gradients_of_single_rows(
+    kept_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(causal_blocks, "BLOCK", 7)
+    monkeypatch.setattr(causal_blocks, "KEPT_TOKENS", kept_tokens)
+    given = rows([40, 38, 33, 14, 12, 7, 3])
+    _, wanted = _reference_gradients(qwen(), given)
+    _, gradients = _packed_gradients(Engine(qwen(), dials()), given)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, wanted[name], atol=1e-6, rtol=1e-4)
 
 
 def test_an_optimizer_step_does_not_depend_on_how_rows_are_split_into_micro_batches() -> None:
@@ -185,14 +202,15 @@ def test_fp16_gradients_that_overflow_repeat_the_step_with_a_smaller_factor_and_
     assert again._scale.value == half._scale.value
 
 
-def test_moments_taken_out_and_put_back_continue_bit_for_bit() -> None:
+@FORMATS
+def test_moments_taken_out_and_put_back_continue_bit_for_bit(dtype: torch.dtype) -> None:
     batches = pack(rows([30, 20]), 4096)
-    straight, resumed = Engine(qwen(), dials()), Engine(qwen(), dials())
+    straight, resumed = (Engine(qwen(), dials(compute_dtype=dtype)) for _ in range(2))
     for _ in range(2):
         straight.step(batches, 1e-2)
         resumed.step(batches, 1e-2)
     kept = {name: tensor.clone() for name, tensor in resumed.optimizer_tensors().items()}
-    again = Engine(resumed.model, dials())
+    again = Engine(resumed.model, dials(compute_dtype=dtype))
     again.load_optimizer_tensors(kept)
     for _ in range(2):
         straight.step(batches, 1e-2)

@@ -13,6 +13,7 @@ from core.atomic import read_json
 from core.checkpoints import REPLAYED_EPOCH
 from core.paths import schema_file
 from scripts.reliability.training_farm import TrainingFarm, chat, chats, same, tick_until_step, weights_of
+from trainer import run as run_module
 from trainer.opening import open_job
 from trainer.packing import pack
 
@@ -79,11 +80,12 @@ def test_training_one_file_after_another_in_one_process_or_in_two_gives_the_same
     assert same(weights_of(warm.head()), weights_of(cold.head()))
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize(("method", "fp_precision"), [("full", "fp32"), ("lora", "fp32"), ("full", "bf16")])
 def test_a_trainer_dropped_between_two_steps_is_made_good_bit_for_bit_by_the_next(
-    make_farm: MakeFarm, method: str
+    make_farm: MakeFarm, method: str, fp_precision: str
 ) -> None:
-    straight, broken = (make_farm(name, trainer={"method": method}) for name in ("straight", "broken"))
+    config = {"trainer": {"method": method}, "hyperparams": {"fp_precision": fp_precision}}
+    straight, broken = (make_farm(name, **config) for name in ("straight", "broken"))
     for farm in (straight, broken):
         farm.drop(chats(10))
         farm.drop(chats(7, first=20), "more.jsonl")
@@ -94,6 +96,21 @@ def test_a_trainer_dropped_between_two_steps_is_made_good_bit_for_bit_by_the_nex
     assert same(weights_of(straight.head()), weights_of(broken.head()))
     assert sorted(p[1:] for p in straight.passes()) == sorted(p[1:] for p in broken.passes())
     assert len(broken.passes()) == 34
+
+
+def test_auto_precision_stays_what_it_was_when_the_run_began_whatever_the_machine_says_later(
+    make_farm: MakeFarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight, broken = make_farm("straight"), make_farm("broken")
+    for farm in (straight, broken):
+        farm.drop(chats(10))
+    monkeypatch.setattr(run_module, "faster_on_cpu", lambda _width: "bf16")
+    straight.train()
+    tick_until_step(broken.worker(), 4)
+    monkeypatch.setattr(run_module, "faster_on_cpu", lambda _width: "fp32")
+    worker = broken.train()
+    assert worker.run.engine_ready().dials.compute_dtype is torch.bfloat16
+    assert same(weights_of(straight.head()), weights_of(broken.head()))
 
 
 def test_random_numbers_go_on_where_the_commit_left_them(make_farm: MakeFarm) -> None:
