@@ -13,13 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any  # a sidecar is JSON
-
-import jsonschema
+from typing import TYPE_CHECKING, Any  # a sidecar is JSON
 
 from core.atomic import parse_json, read_json
 from core.errors import DataError, JsonError
 from core.paths import schema_file
+
+if TYPE_CHECKING:  # loaded when a sidecar is there to be checked: 0.07 s
+    import jsonschema
 
 GENERATORS = ("discrimination", "syllo_local", "syllo_api", "curriculum", "manual", "binary_local")
 MANUAL = "manual"
@@ -86,7 +87,9 @@ class Sidecar:
 
 
 @cache
-def _schema() -> jsonschema.Draft202012Validator:
+def _schema() -> "jsonschema.Draft202012Validator":
+    import jsonschema
+
     return jsonschema.Draft202012Validator(read_json(schema_file("sidecar")))
 
 

@@ -18,14 +18,12 @@ from core.formats.rows import LATIN1_FIX, RowProblem
 MAX_DEPTH = 64
 _MAX_INT_DIGITS = 20
 _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
-_KEY_GAP = re.compile(rb'"[ \t\r]+:')
-_ODD_ESCAPES = (b"\\u0000", b"\\u0022", b"\\u003a", b"\\u003A")  # NUL, and what `key_ends` counts
+_ODD_ESCAPES = (b"\\u0000", b"\\u0022")
 _DIGITS_ONLY = bytes(ord("0") if chr(byte).isascii() and chr(byte).isdigit() else ord(" ") for byte in range(256))
 _LONG_DIGITS = b"0" * 19
 _STRIDE = 9
 _BACKSLASH, _U = ord("\\"), ord("u")
-_COLON, _QUOTE, _BRACE, _LINE_FEED, _ZERO = ord(":"), ord('"'), ord("{"), ord("\n"), ord("0")
-_SPACE, _TAB, _RETURN = b" \t\r"
+_QUOTE, _BRACE, _LINE_FEED, _ZERO = ord('"'), ord("{"), ord("\n"), ord("0")
 _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
 
 
@@ -57,34 +55,29 @@ def parse_rows(raws: list[bytes]) -> list[dict[str, Any]] | None:
 
 def _not_an_object(value: object) -> RowProblem:
     kind = {list: "an array", str: "a string", type(None): "null", bool: "true or false"}.get(type(value), "a number")
-    hint = "write one object a line" if isinstance(value, list) else "every row is a JSON object {...}"
+    hint = (
+        "write one object a line, or name a file that is one array NAME.json"
+        if isinstance(value, list)
+        else "every row is a JSON object {...}"
+    )
     return RowProblem("bad_json", f"the row is {kind}, not an object", 1, "$", hint)
 
 
-def key_ends(text: bytes) -> int | None:
-    """How often `":` stands in a text of JSON objects: as often as in their values written out again, unless one of
-    two equal keys was swallowed.
+def has_odd_escapes(text: bytes) -> bool:
+    """Does JSON hold a quote or a U+0000 escaped by number? Such lines are looked at one by one.
 
     Numpy, since CPython's search for two bytes is ten times slower than a comparison of all of them.
-
-    Returns:
-        None where that cannot be told (a key apart from its colon, a quote or colon escaped by number), and for an
-        escaped U+0000: such lines are looked at one by one.
     """
     chars = np.frombuffer(text, dtype=np.uint8)
-    before = chars[np.flatnonzero(chars == _COLON) - 1]
-    if ((before == _SPACE) | (before == _TAB) | (before == _RETURN)).any() and _KEY_GAP.search(text):
-        return None
     escapes = np.flatnonzero(chars == _BACKSLASH)
-    if (chars[escapes + 1] == _U).any() and any(escape in text for escape in _ODD_ESCAPES):
-        return None
-    return int(np.count_nonzero(before == _QUOTE))
+    return bool((chars[escapes + 1] == _U).any()) and any(escape in text for escape in _ODD_ESCAPES)
 
 
-def count_key_ends(written: bytes) -> int:
-    """How often `":` stands in JSON that we wrote ourselves."""
-    chars = np.frombuffer(written, dtype=np.uint8)
-    return int(np.count_nonzero((chars[1:] == _COLON) & (chars[:-1] == _QUOTE)))
+def count_quotes(text: bytes) -> int:
+    """How often " stands in JSON without odd escapes: as often as in its values written out again, unless one of two
+    equal keys was swallowed, for a key has two of them.
+    """
+    return int(np.count_nonzero(np.frombuffer(text, dtype=np.uint8) == _QUOTE))
 
 
 def _harmless(text: bytes, values: list[Any]) -> bool:
@@ -92,8 +85,7 @@ def _harmless(text: bytes, values: list[Any]) -> bool:
 
     Depth is at most the number of opening brackets of a line; cut integers have 19 digits or more.
     """
-    keys = key_ends(text)
-    if keys is None:
+    if has_odd_escapes(text):
         return False
     chars = np.frombuffer(text, dtype=np.uint8)
     opens = np.flatnonzero((chars | 32) == _BRACE)  # [ and { differ in this bit
@@ -104,7 +96,7 @@ def _harmless(text: bytes, values: list[Any]) -> bool:
     digits = (chars[::_STRIDE] - _ZERO) < 10  # a run of 19 covers two neighbours of every ninth byte
     if (digits[1:] & digits[:-1]).any() and _LONG_DIGITS in text.translate(_DIGITS_ONLY):
         return False
-    return keys == count_key_ends(orjson.dumps(values))
+    return count_quotes(text) == count_quotes(orjson.dumps(values))
 
 
 class _Refused(ValueError):

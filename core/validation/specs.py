@@ -10,15 +10,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any  # rows and schemas are JSON
+from typing import TYPE_CHECKING, Any  # rows and schemas are JSON
 
-import jsonschema
 import jsonschema_rs
 
 from core.atomic import read_json
 from core.errors import ConfigError, DropforgeError
 from core.formats.rows import RowProblem
 from core.paths import builtin_config
+
+if TYPE_CHECKING:  # loaded to word an error only: 0.07 s
+    import jsonschema
 
 KINDS = {
     "chat": ("messages",),
@@ -51,7 +53,9 @@ class DatasetSpec:
         return jsonschema_rs.validator_for(dict(self.schema))
 
     @cached_property
-    def _worded(self) -> jsonschema.Draft202012Validator:
+    def _worded(self) -> "jsonschema.Draft202012Validator":
+        import jsonschema
+
         return jsonschema.Draft202012Validator(dict(self.schema))
 
     def fits(self, row: Mapping[str, Any]) -> bool:
@@ -92,7 +96,7 @@ class DatasetSpec:
         message = f"{who} names a column {_short(theirs)} that the row lacks"
         return RowProblem("spec_mismatch", f"not {self.name}: {message}", None, f"$.{ours}", fix)
 
-    def _worded_problem(self, error: jsonschema.ValidationError) -> RowProblem:
+    def _worded_problem(self, error: "jsonschema.ValidationError") -> RowProblem:
         field = error.json_path
         rule: Any = error.validator_value  # any JSON, as the schema has it
         instance: Any = error.instance  # any JSON, as the row has it
@@ -165,14 +169,18 @@ def read_spec(file: Path) -> DatasetSpec:
 
 @lru_cache(maxsize=256)
 def _read_spec(file: Path, *_state: int) -> DatasetSpec:
-    """Checking a schema takes 6 ms; with small files that was most of the gates' time. Read again when it changed."""
+    """With many small files, reading the specs for each was most of the gates' time. Read again when it changed."""
     try:
         doc = read_json(file)
-        jsonschema.Draft202012Validator.check_schema(doc)
+        jsonschema_rs.validator_for(doc)
     except DropforgeError as error:
         raise ConfigError(f"the spec cannot be read: {error.message}", where=str(file)) from error
-    except jsonschema.SchemaError as error:
-        raise ConfigError(f"the spec is no JSON Schema: {error.message[:200]}", where=str(file)) from error
+    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError) as error:
+        raise ConfigError(
+            f"the spec is no JSON Schema: {str(error).partition(chr(10))[0][:200]}", where=str(file)
+        ) from error
+    if not isinstance(doc, dict):
+        raise ConfigError("the spec is no JSON object", where=str(file))
     kind = doc.get("kind")
     if kind not in KINDS:
         raise ConfigError(f"the spec's kind is {kind!r}", where=str(file), fix=f"use one of {', '.join(KINDS)}")

@@ -66,7 +66,7 @@ class TypedRows:
             return None
         try:
             rows = self._decode(text)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
         if len(rows) != count:
             return None
