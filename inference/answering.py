@@ -150,7 +150,7 @@ def _tickets(asked: GenerationRequest, slot: "ModelSlot") -> list[Ticket]:
     _check_bias(asked.sampling, slot)
     rules = () if asked.schema is None else slot.constraints.rules(asked.schema, asked.n)
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    return [
+    tickets = [
         Ticket(
             slot.model,
             slot.encoder,
@@ -165,9 +165,16 @@ def _tickets(asked: GenerationRequest, slot: "ModelSlot") -> list[Ticket]:
             events=events,
             prompt=place,
             rules=rules,
+            open_ended=asked.max_tokens is None,
         )
         for place, ids in enumerate(prompts)
     ]
+    if any(sum(c.memory_tokens for c in t.choices) > slot.model.memory_tokens for t in tickets):
+        raise RequestError(
+            f"n: {asked.n} choices of this length need more than the {slot.model.memory_tokens} tokens of memory here",
+            param="n",
+        )
+    return tickets
 
 
 def _chat_ids(asked: GenerationRequest, slot: "ModelSlot") -> list[int]:

@@ -70,6 +70,11 @@ class Model(Protocol):
     def max_context_tokens(self) -> int: ...
 
     @property
+    def memory_tokens(self) -> int:
+        """Tokens of all contexts together that the memory has room for."""
+        ...
+
+    @property
     def vocabulary(self) -> int: ...
 
     def open(self, ids: Sequence[int]) -> tuple[int, int]:

@@ -20,7 +20,8 @@ from core.errors import GateFailedError, ModelError
 from core.jinja_sandbox import TemplateRefusedError
 from core.status import iso_now
 from inference.constrained import Constraints
-from inference.engine.loading import load_base, with_adapter
+from inference.engine.loading import load_base, weights_of, with_adapter
+from inference.engine.room import tokens_that_fit
 from inference.engine.runner import Runner
 from inference.generation import Canary, Chunk, Model, TokenScore
 from inference.inspection import StoredCheckpoint
@@ -33,8 +34,7 @@ _LOSS_TOLERANCE_SHARE = 0.02
 _ABOVE_UNIFORM_NATS = 3.0  # an untrained model scores ln(vocabulary); far above it the weights are garbage
 _SLOWER_LIMIT = 10.0
 _MOST_CONTEXT_TOKENS = 32_768
-# Below it a second torch thread costs more at its barriers than it saves, and far more beside a busy trainer.
-_GAINS_FROM_THREADS_BYTES = 20_000_000
+_GAINS_FROM_THREADS = 5_000_000  # weights; below it a second torch thread costs more at its barriers than it saves
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class ModelSlot:
 class Loader:
     """Builds slots; bases that live in some slot already are shared, never loaded twice.
 
-    Side effects: torch keeps to one thread until a model is loaded that is large enough to gain from more.
+    Side effects: torch keeps to one thread but in the steps of a model that is large enough to gain from more.
     """
 
     def __init__(self, device: str) -> None:
@@ -101,7 +101,9 @@ class Loader:
             shared = yield from self._full(folder, stored.base_sha256)
             network = with_adapter(shared, stored.folder)
         limit = getattr(network.config.get_text_config(), "max_position_embeddings", None) or _MOST_CONTEXT_TOKENS
-        runner = Runner(network, min(int(limit), _MOST_CONTEXT_TOKENS))
+        room = tokens_that_fit(network)
+        threads = self._threads if weights_of(network) >= _GAINS_FROM_THREADS else 1
+        runner = Runner(network, min(int(limit), _MOST_CONTEXT_TOKENS, room), room, threads)
         constraints = Constraints(encoder, runner.vocabulary)
         return ModelSlot(stored.id, stored, encoder, runner, network, shared, constraints)
 
@@ -109,8 +111,6 @@ class Loader:
         known = self._bases.get(sha256)
         if known is not None:
             return known
-        if sum(path.stat().st_size for path in folder.glob("*.safetensors")) >= _GAINS_FROM_THREADS_BYTES:
-            torch.set_num_threads(self._threads)
         network = yield from load_base(folder, self._device)
         self._bases[sha256] = network
         return network

@@ -145,7 +145,8 @@ class Scheduler:
         for choice in self._active:
             models.setdefault(id(choice.ticket.model), []).append(choice)
         for choices in models.values():
-            self._step(choices)
+            self._cut_to_memory(choices)
+            self._step([choice for choice in choices if not choice.finished])
         self._active = [choice for choice in self._active if not choice.finished]
         self._metrics.load(len(self._active), len(self._waiting))
 
@@ -175,12 +176,31 @@ class Scheduler:
     def _admit(self) -> None:
         while True:
             with self._wake:
-                if not self._waiting or len(self._active) + len(self._waiting[0].choices) > self.max_streams:
+                if not self._waiting or not self._fits(self._waiting[0]):
                     return
                 ticket = self._waiting.popleft()
             for choice in ticket.choices:
                 if self._open(choice):
                     self._active.append(choice)
+
+    def _fits(self, ticket: Ticket) -> bool:
+        """Whether streams and memory are free for a request; when nothing runs, one always fits."""
+        if len(self._active) + len(ticket.choices) > self.max_streams:
+            return False
+        held = sum(choice.memory_tokens for choice in self._active if choice.ticket.model is ticket.model)
+        return not held or held + sum(c.memory_tokens for c in ticket.choices) <= ticket.model.memory_tokens
+
+    def _cut_to_memory(self, choices: list[Choice]) -> None:
+        """When answers without a limit have grown beyond the memory, the longest of them end with `length`."""
+        model = choices[0].ticket.model
+        if self.max_streams * model.max_context_tokens <= model.memory_tokens:
+            return
+        over = sum(choice.memory_tokens for choice in choices) - model.memory_tokens
+        growing = sorted((c for c in choices if c.ticket.open_ended and c.produced), key=lambda c: c.memory_tokens)
+        while over > 0 and growing:
+            longest = growing.pop()
+            over -= longest.memory_tokens
+            self._finish(longest, "length")
 
     def _open(self, choice: Choice) -> bool:
         ticket = choice.ticket

@@ -68,6 +68,12 @@ class Choice:
     unsent: list[tuple[int, TokenScore | None]] = field(default_factory=list)
 
     @property
+    def memory_tokens(self) -> int:
+        """Tokens to keep room for: all it may become, or what it is when the caller named no limit."""
+        ahead = self.produced + 1 if self.ticket.open_ended else self.ticket.max_tokens
+        return len(self.ticket.prompt_ids) + ahead
+
+    @property
     def reading(self) -> bool:
         return self.read < len(self.ticket.prompt_ids)
 
@@ -91,6 +97,7 @@ class Ticket:
         events: "queue.SimpleQueue[Event] | None" = None,
         prompt: int = 0,
         rules: Sequence[Rule] = (),
+        open_ended: bool = False,
     ) -> None:
         """Make a ticket.
 
@@ -99,6 +106,7 @@ class Ticket:
             logprobs: alternatives a token; None for no log-probabilities.
             events: shared by the tickets of one request with several prompts; `prompt` counts them.
             rules: none, or one for each of the `n` choices.
+            open_ended: the caller named no limit: memory is not kept free for `max_tokens`, and may run out.
         """
         self.model = model
         self.codec = codec
@@ -110,6 +118,7 @@ class Ticket:
         self.prompt_scores: list[TokenScore | None] = [None]
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue() if events is None else events
         self.prompt = prompt
+        self.open_ended = open_ended
         self.cancelled = False
         self.created_s = time.monotonic()
         self.first_token_s: float | None = None

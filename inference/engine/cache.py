@@ -98,6 +98,16 @@ class Shelf:
         self.lengths.pop()
         if not self.contexts:
             self.keys, self.values = {}, {}
+        else:
+            self._give_back_rows()
+
+    def _give_back_rows(self) -> None:
+        """Keep memory in proportion to what is held: one context that stays on must not keep the room of a crowd."""
+        keep = len(self.contexts) + len(self.contexts) // 2
+        for tensors in (self.keys, self.values):
+            for layer, tensor in tensors.items():
+                if tensor.shape[0] > 2 * keep:
+                    tensors[layer] = tensor[:keep].clone()
 
 
 def _with_room(tensor: torch.Tensor | None, rows: int, like: torch.Tensor, length: int) -> torch.Tensor:

@@ -21,6 +21,7 @@ class FakeModel:
     """Answers with the prompt backwards, then the end token. Keeps the contract of Model and checks that callers do."""
 
     max_context_tokens = 1000
+    memory_tokens = 1_000_000
     vocabulary = VOCABULARY
 
     def __init__(self) -> None:
@@ -338,3 +339,40 @@ def test_a_rule_that_cannot_be_followed_any_further_fails_its_choice_alone_and_n
     assert drain(hard) == [Failure("response_format: too hard", "response_format")]
     assert text_of(other) == "zyx"
     assert not model.contexts
+
+
+def test_a_request_waits_until_the_memory_it_may_need_is_free() -> None:
+    machine, model = scheduler(), FakeModel()
+    model.memory_tokens = 250
+    first, second = ticket(model, "x" * 50, max_tokens=100), ticket(model, "y" * 50, max_tokens=100)
+    for one in (first, second):
+        machine.submit(one)
+    machine.tick()
+    assert (machine.running, machine.waiting) == (1, 1)
+    run(machine)
+    assert (text_of(first), text_of(second)) == ("x" * 50, "y" * 50)
+
+
+def test_answers_without_a_limit_run_together_and_the_longest_ends_when_memory_does() -> None:
+    machine, model = scheduler(), FakeModel()
+    model.memory_tokens = 200
+    long, short = ticket(model, "x" * 90, open_ended=True), ticket(model, "y" * 60, open_ended=True)
+    for one in (long, short):
+        machine.submit(one)
+    machine.tick()
+    assert machine.running == 2
+    run(machine)
+    (piece,) = drain(long)
+    assert piece.finish_reason == "length"
+    assert 0 < piece.completion_tokens < 90
+    assert text_of(short) == "y" * 60
+    assert not model.contexts
+
+
+def test_other_models_have_memory_of_their_own() -> None:
+    machine, one_model, other = scheduler(), FakeModel(), FakeModel()
+    one_model.memory_tokens = other.memory_tokens = 160
+    for model in (one_model, other):
+        machine.submit(ticket(model, "x" * 50, max_tokens=100))
+    machine.tick()
+    assert machine.running == 2
