@@ -7,6 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from core.cli import main
@@ -118,6 +120,43 @@ def test_show_mask_brackets_what_is_trained(tmp_path: Path, capsys: Capture) -> 
     shown = capsys.readouterr().out
     assert "[reply<|im_end|>]" in shown
     assert "[ask" not in shown
+
+
+def test_stats_are_told_without_a_root_and_without_reading_the_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["p"] * 9, "a\x1b[31m": ["c"] * 9}), "x.parquet")
+    data = bytearray(Path("x.parquet").read_bytes())
+    data[4:40] = b"\xff" * 36  # rows that cannot be read: the footer alone is asked
+    Path("x.parquet").write_bytes(bytes(data))
+    assert main(["check", "--stats", "--json", "x.parquet"]) == 0
+    [entry] = json.loads(capsys.readouterr().out)["files"]
+    assert (entry["file"], entry["rows"], entry["bytes"]) == ("x.parquet", 9, len(data))
+    assert entry["columns"] == ["prompt", "a\x1b[31m"]
+    assert main(["check", "--stats", "x.parquet"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_stats_of_a_damaged_file_exit_five_with_one_line(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "x.parquet"
+    path.write_bytes(b"PAR1 and nothing else PAR1")
+    assert main(["check", "--stats", str(path)]) == 5
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_report_of_one_file_is_written_where_it_is_asked_for(
+    workspace: Workspace, rows: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    target = tmp_path / "out.html"
+    root = ["--root", str(workspace.root)]
+    assert main(["check", str(rows), "--level", "deep", "--report", str(target), *root]) == 0
+    assert "rows.jsonl" in target.read_text() and f"report: {target}" in capsys.readouterr().out
+    assert main(["check", str(rows), str(rows), "--report", str(target), *root]) == 2
+    assert main(["check", str(rows), "--report", str(tmp_path / "no" / "out.html"), *root]) == 4
+    rows.write_text('{"text": \n')
+    assert main(["check", str(rows), "--report", str(target), *root]) == 5
+    assert "line 1" in target.read_text()
 
 
 class Server(ThreadingHTTPServer):
