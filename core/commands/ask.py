@@ -7,14 +7,14 @@ Errors   ServiceUnavailable and its family when the server does not answer or re
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any  # Any: chunks of an answer are JSON
 
 import click
 
 from core.checkpoints import Catalogue
 from core.commands.invocation import common_options, current
-from core.errors import CheckpointError, NotFoundError
+from core.errors import CheckpointError, NotFoundError, UsageError
 from core.hosts import serving_url
 from core.paths import Workspace
 from core.status import read_status
@@ -28,13 +28,18 @@ _PATH = "/v1/chat/completions"
 @click.command("ask")
 @click.argument("prompt")
 @click.option("--checkpoint", metavar="ID", help="Ask this checkpoint instead of the one serving.")
+@click.option("--compare", nargs=2, metavar="A B", help="Ask these two checkpoints, side by side.")
 @click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True)
 @click.option("--temperature", type=click.FloatRange(0, 2), default=0.0, show_default=True)
 @common_options
-def ask_command(prompt: str, checkpoint: str | None, max_tokens: int, temperature: float) -> None:
+def ask_command(
+    prompt: str, checkpoint: str | None, compare: tuple[str, str] | None, max_tokens: int, temperature: float
+) -> None:
     """Ask the served model; the checkpoint that answered is named on stderr."""
     from core.services import ServiceClient  # loads requests: not for --help
 
+    if checkpoint is not None and compare:
+        raise UsageError("--checkpoint and --compare exclude each other", fix="--compare A B names both")
     workspace = current().workspace()
     url = _url(workspace)
     body = {
@@ -43,12 +48,29 @@ def ask_command(prompt: str, checkpoint: str | None, max_tokens: int, temperatur
         "max_tokens": max_tokens,
         "temperature": temperature,
     }
+    if compare:
+        _compare(workspace, url, compare, body)
+        return
     with ServiceClient("inference", url, max_retries=1) as client, _known_checkpoint(workspace, checkpoint):
         if current().as_json:
             answer = client.post(_PATH, body, repeatable=True).json
             current().show(answer, lambda: None)
         else:
             _stream(client, body)
+
+
+def _compare(workspace: Workspace, url: str, wanted: tuple[str, str], body: dict[str, Any]) -> None:
+    from core.commands.ask_two import both_whole, show_both
+
+    names = [_full_id(workspace, name) for name in wanted]
+
+    def explained(name: str) -> AbstractContextManager[None]:
+        return _known_checkpoint(workspace, name)
+
+    if current().as_json:
+        current().show(both_whole(url, names, body, explained), lambda: None)
+    else:
+        show_both(url, names, body, _harmless, explained)
 
 
 def _full_id(workspace: Workspace, wanted: str) -> str:
