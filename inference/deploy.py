@@ -59,15 +59,17 @@ class Deployer:
         self._loader = loader
         self._metrics = metrics
         self._one_at_a_time = threading.Lock()
+        self._starting = True
 
     def start(self) -> None:
         """Serve what `current` names, else `previous`; with neither the server waits for its first deployment."""
         self._store.make_folders()
         with self._turn():
-            for checkpoint_id in dict.fromkeys((self._store.current(), self._store.previous())):
-                if checkpoint_id is not None and self._try_stored(checkpoint_id):
-                    return
-        logger.info("no checkpoint to serve yet; waiting for the first deployment")
+            named = dict.fromkeys((self._store.current(), self._store.previous()))
+            serves = any(name is not None and self._try_stored(name) for name in named)
+        self._starting = False
+        if not serves:
+            logger.info("no checkpoint to serve yet; waiting for the first deployment")
 
     def _try_stored(self, checkpoint_id: str) -> bool:
         try:
@@ -195,7 +197,7 @@ class Deployer:
             self._table.put(slot)
 
     def listing(self) -> dict[str, Any]:
-        """What GET /v1/checkpoints says: the truth about what is served."""
+        """What GET /v1/checkpoints says: the truth about what is served. While `starting` it is not known yet."""
         loaded, uses, bad = set(self._table.loaded_ids()), self._table.uses(), self._store.bad_marks()
         serving = self._table.serving_id
         rows = [
@@ -213,7 +215,12 @@ class Deployer:
             if i not in loaded
         ]
         previous = self._store.previous()
-        return {"serving": serving, "previous": previous if previous != serving else None, "checkpoints": rows}
+        return {
+            "serving": serving,
+            "previous": previous if previous != serving else None,
+            "checkpoints": rows,
+            "starting": self._starting,
+        }
 
     def known_ids(self) -> list[str]:
         """Ids that `model` may name: in memory or on disk."""

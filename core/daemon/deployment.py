@@ -79,7 +79,9 @@ class DeploymentPoller:
 
     def _once(self) -> tuple[dict[str, Any] | None, str | None]:
         try:
-            return self._ask(self.url), None
+            doc = self._ask(self.url)
+            # It serves nothing for a moment; taken at its word it would be sent the base in place of what it loads.
+            return (None, "it is still loading what it served last") if doc.get("starting") else (doc, None)
         except (requests.RequestException, ValueError) as error:
             return None, f"{type(error).__name__}: {_short(error)}"
 

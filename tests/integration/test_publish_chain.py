@@ -130,7 +130,10 @@ def test_a_server_restarts_on_current_and_falls_back_to_previous_when_current_is
     for step in ("0", "10"):
         assert server.publish(step).returncode == 0
     assert server.stop() == 0
-    server.start(ready=True)
+    server.start()
+    while (said := server.get("/v1/checkpoints").json())["serving"] is None:
+        assert said["starting"], "whoever asks meanwhile must not take it for an empty server"
+    assert not server.get("/v1/checkpoints").json()["starting"]
     assert server.chat().headers["X-Dropforge-Checkpoint"] == known[10]
     server.kill()
     weights = root.root / "served" / known[10] / "model.safetensors"

@@ -1,12 +1,14 @@
 """What is judged, what is published, in which order, and what a restart or a dead server changes."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any  # the server's answer is JSON
 
 import pytest
 
+from core.daemon.deployment import DeploymentPoller, DeploymentView
 from core.paths import Workspace
-from daemon_rig import commit, ended
+from daemon_rig import commit, ended, make_context
 from judging_rig import JOB, Rig
 
 
@@ -311,3 +313,24 @@ def test_what_waits_is_named_for_retention(rig: Rig) -> None:
     second = commit(rig.workspace, 20, [ended(JOB.format(2))])
     rig.tick()
     assert rig.judging.wanted() == {first.id, second.id}
+
+
+def test_a_server_that_is_still_loading_is_not_taken_for_an_empty_one(
+    workspace: Workspace, wait_until: Callable[..., Any]
+) -> None:
+    """It would be sent the base, and what it served before would never come back by itself."""
+    said: dict[str, Any] = {"serving": None, "previous": None, "checkpoints": [], "starting": True}
+    context = make_context(workspace)
+    poller = DeploymentPoller("http://x", lambda: None, ask=lambda url: dict(said))
+    view = DeploymentView(context, poller)
+    poller.start()
+    try:
+        wait_until(lambda: view.tick() or view.asked, what="the first poll")
+        assert (view.ok, view.reached_empty) == (False, False)
+        said["starting"] = False
+        poller.poke()
+        wait_until(lambda: view.tick() or view.ok, what="the next poll")
+        assert view.reached_empty
+    finally:
+        poller.stop()
+        context.wakeup.close()
