@@ -25,7 +25,7 @@ from core.settings import Settings
 from trainer import profiles, snapshot
 from trainer.commits import BackgroundCommit
 from trainer.config import dials
-from trainer.config.precision import faster_on_cpu
+from trainer.config.precision import faster_on_cpu, tell
 from trainer.engine import Engine, random_state
 from trainer.models import load
 from trainer.models.lora import ADAPTER_WEIGHTS, add_adapter
@@ -70,12 +70,16 @@ class Run:
 
     def _open(self) -> Checkpoint:
         for folder in self.catalogue.set_aside_broken():
-            logger.warning("no whole checkpoint, set aside: %s", folder)
+            lost = snapshot.jobs_recorded(folder)
+            logger.error("no whole checkpoint, set aside: %s; jobs in it: %s", folder, ", ".join(sorted(lost)) or "?")
+            self._on_lost(lost)
         manifests = self.catalogue.manifests()
         if not manifests:
             return self._import_base()
         load.refuse_other_base(self.settings, manifests[0])
-        return self._newest_whole()
+        head = self._newest_whole()
+        load.refuse_other_world(head.manifest, self._base())
+        return head
 
     def _import_base(self) -> Checkpoint:
         base = load.read_base(self.workspace, self.settings)
@@ -159,6 +163,7 @@ class Run:
                 self._refuse_damaged(base)
                 model = add_adapter(model, rank=trainer.lora_rank, seed=trainer.seed, base_folder=base.folder)
             self._engine = Engine(model, known)
+            tell(known.compute_dtype, known.device, model.config.get_text_config().hidden_size)
             self._restore(self._engine)
             refuse_wrong_loss(self._engine)
         return self._engine

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from core.atomic import read_json
+from core.checkpoints import Catalogue
 from core.commands.liveness import daemon_runs
 from core.commands.machine_checks import FAIL, PASS, WARN, Finding
 from core.commands.ports import addresses, problem
@@ -31,6 +33,7 @@ from core.paths import Workspace
 from core.settings import Settings
 
 EMBEDDED_MODEL = "dropforge-tiny"
+_STATE_FILE = "state.json"  # trainer.state writes it
 _ARCHITECTURES = (
     "import json, torch; print(json.dumps({'built': torch.cuda.get_arch_list(), 'devices': "
     "[torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]}))"
@@ -50,6 +53,7 @@ def settings_findings(workspace: Workspace, settings: Settings) -> Iterator[Find
     yield nvml(reading)
     yield torch_build(reading)
     yield memory(workspace, settings, reading)
+    yield precision(workspace, settings)
 
 
 def unbuilt(settings: Settings) -> Finding:
@@ -150,6 +154,21 @@ def memory(workspace: Workspace, settings: Settings, reading: GpuReading) -> Fin
     )
     fix = advice(need, there_bytes, settings, shape.parameters)
     return Finding("memory", FAIL, message, fix) if fix else Finding("memory", PASS, message)
+
+
+def precision(workspace: Workspace, settings: Settings) -> Finding:
+    """Which number format the products of training are in."""
+    wanted = settings.hyperparams.fp_precision
+    if wanted != "auto":
+        return Finding("precision", PASS, f"products in {wanted}, as set")
+    head = Catalogue(workspace, settings.run).head()
+    if head is None:
+        return Finding("precision", PASS, f"fp32 or bf16, by a probe when run {settings.run!r} begins")
+    try:
+        on_cpu = read_json(head.folder / _STATE_FILE).get("auto_precision", "fp32")
+    except DropforgeError as error:
+        return Finding("precision", WARN, f"{error.where}: {error.message}", "dropforge verify")
+    return Finding("precision", PASS, f"products in {on_cpu} on this CPU, as a probe said when the run began")
 
 
 def _no_model(settings: Settings, folder: Path) -> Finding:

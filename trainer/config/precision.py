@@ -7,6 +7,7 @@ in the run's state, since the promise of bit-equal weights after a restart needs
 Units    seconds, floating point operations
 """
 
+import logging
 import time
 
 import torch
@@ -19,6 +20,7 @@ _NARROW = 256  # in narrower layers products are too small a share of a step: at
 _WIDE = 1024  # wider ones are faster or slower by the same factor, and would only make the probe longer
 _TOKENS = 1024
 _TRIES = 3
+logger = logging.getLogger(__name__)
 
 
 def compute_dtype(wanted: str, device: str, auto: str) -> torch.dtype:
@@ -42,9 +44,18 @@ def compute_dtype(wanted: str, device: str, auto: str) -> torch.dtype:
 def faster_on_cpu(width: int) -> str:
     """`bf16` when products of a model with layers this wide are worth it on this CPU, else `fp32`.
 
-    Takes about 50 ms with hardware for bf16.
+    Takes about 0.05 s with hardware for bf16.
     """
     return "bf16" if width >= _NARROW and bf16_gain(width) >= _WORTH_IT else "fp32"
+
+
+def tell(dtype: torch.dtype, device: str, width: int) -> None:
+    """Log the format of the products, with a warning where this CPU, perhaps not the one the run began on, is slow in
+    it."""
+    logger.info("matrix products in %s", str(dtype).removeprefix("torch."))
+    if dtype == torch.bfloat16 and device == "cpu" and (gain := bf16_gain(width)) < 1:
+        fix = "--set hyperparams.fp_precision=fp32"
+        logger.warning("a product in bf16 takes %.1f times as long as in fp32 on this CPU (fix: %s)", 1 / gain, fix)
 
 
 def bf16_gain(width: int) -> float:

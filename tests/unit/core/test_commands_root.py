@@ -167,6 +167,12 @@ def test_the_memory_estimate_counts_parameters_and_knows_lora(workspace: Workspa
     assert "trainer." in too_big.fix
 
 
+@pytest.mark.parametrize(("wanted", "said"), [("bf16", "bf16, as set"), ("auto", "by a probe when run 'main' begins")])
+def test_doctor_says_which_number_format_the_products_are_in(workspace: Workspace, wanted: str, said: str) -> None:
+    settings = load_settings(workspace, [f"hyperparams.fp_precision={wanted}"], env={})
+    assert said in model_checks.precision(workspace, settings).message
+
+
 def test_a_model_folder_that_is_damaged_is_a_failure_that_names_it(workspace: Workspace) -> None:
     folder = workspace.root / "models" / "bad"
     folder.mkdir(parents=True)

@@ -48,5 +48,16 @@ def test_a_cpu_takes_bf16_where_its_products_are_faster_and_large_enough_to_matt
     assert faster_on_cpu(width) == expected
 
 
+def test_a_cpu_that_is_slow_in_the_format_of_the_run_is_told_of_with_the_fix(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(precision, "bf16_gain", lambda _width: 0.1)
+    precision.tell(torch.float32, "cpu", 512)
+    assert caplog.text == ""
+    precision.tell(torch.bfloat16, "cpu", 512)
+    assert "takes 10.0 times as long" in caplog.text
+    assert "fp_precision=fp32" in caplog.text
+
+
 def test_the_probe_measures_a_product_in_both_formats() -> None:
     assert 0.001 < bf16_gain(256) < 1000

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from core.atomic import read_json
 from core.checkpoints import REPLAYED_EPOCH
+from core.commands.model_checks import precision
 from core.paths import schema_file
 from scripts.reliability.training_farm import TrainingFarm, chat, chats, same, tick_until_step, weights_of
 from trainer import run as run_module
@@ -110,6 +111,7 @@ def test_auto_precision_stays_what_it_was_when_the_run_began_whatever_the_machin
     monkeypatch.setattr(run_module, "faster_on_cpu", lambda _width: "fp32")
     worker = broken.train()
     assert worker.run.engine_ready().dials.compute_dtype is torch.bfloat16
+    assert "products in bf16" in precision(broken.workspace, broken.settings).message
     assert same(weights_of(straight.head()), weights_of(broken.head()))
 
 
