@@ -8,6 +8,7 @@ Units    rows are row passes; lines count from 1
 """
 
 import logging
+import math
 import time
 from dataclasses import dataclass
 
@@ -142,6 +143,10 @@ class JobTraining:
         if not self._held_out or epochs == (progress.position - just_trained) // self._rows.rows_in_epoch:
             return
         loss = mean_loss(self._run.engine_ready(), self._held_out, self.dials.micro_batch_tokens)
+        if loss is not None and not math.isfinite(loss):
+            raise NonFiniteLossError(
+                f"held-out loss {loss} after epoch {epochs}", where=progress.file, fix="lower the learning rate"
+            )
         self.held_out_loss = loss
         if loss is None or not trainer.patience:
             return

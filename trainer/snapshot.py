@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core.atomic import read_json, write_bytes, write_json
-from core.checkpoints import TRAINED_ROWS_FILE, WEIGHTS_SUFFIX, Checkpoint
+from core.checkpoints import REPLAYED_EPOCH, TRAINED_ROWS_FILE, WEIGHTS_SUFFIX, Checkpoint
 from trainer.engine import Engine, random_state, restore_random_state
 from trainer.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_tensors, load_adapter
 from trainer.models.save import MODEL_WEIGHTS, disk_errors, load_weights, model_tensors
@@ -93,6 +93,15 @@ def write_resume_files(snapshot: Snapshot, staged: Path) -> None:
     buffer = io.BytesIO()
     np.save(buffer, snapshot.records, allow_pickle=False)
     write_bytes(staged / TRAINED_ROWS_FILE, buffer.getvalue(), durable=False)
+
+
+def jobs_recorded(folder: Path) -> set[str]:
+    """The jobs whose rows a checkpoint without a manifest holds, by its own record; empty when that is damaged too."""
+    try:
+        records = np.load(folder / TRAINED_ROWS_FILE, allow_pickle=False)
+        return {name.decode() for name in np.unique(records["job"][records["epoch"] != REPLAYED_EPOCH])}
+    except (OSError, ValueError, LookupError):
+        return set()
 
 
 def read_state(checkpoint: Checkpoint) -> TrainState:

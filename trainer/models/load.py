@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from core.atomic import read_json, sha256_file, write_bytes
 from core.chat_templates import ChatEncoder
 from core.checkpoints import Checkpoint
-from core.errors import ConfigError, ModelError
+from core.errors import CheckpointError, ConfigError, ModelError
 from core.paths import Workspace
 from core.settings import Settings
 from trainer.models.save import MODEL_WEIGHTS, disk_errors
@@ -182,6 +182,28 @@ def fingerprints(folder: Path) -> dict[str, str | None]:
 def versions() -> dict[str, str]:
     """What the weights were made with, for the manifest."""
     return {"torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def refuse_other_world(manifest: dict[str, Any], base: Checkpoint) -> None:
+    """Compare what a checkpoint was made with to what it would be trained on with.
+
+    Raises:
+        ConfigError: another major version of transformers. CheckpointError: another tokenizer or template.
+    """
+    made, here = str(manifest["versions"].get("transformers", transformers.__version__)), transformers.__version__
+    if made.partition(".")[0] != here.partition(".")[0]:
+        raise ConfigError(
+            f"{manifest['id']} was made with transformers {made}, here is {here}",
+            where="config.json",
+            fix=f"pip install 'transformers=={made}', or begin another `run`",
+        )
+    for key, found in fingerprints(base.folder).items():
+        if manifest[key] != found:
+            raise CheckpointError(
+                f"{key} is {str(found)[:12]}, {manifest['id']} was trained with {str(manifest[key])[:12]}",
+                where=str(base.folder),
+                fix="restore checkpoint-0 from a backup, or begin another `run`",
+            )
 
 
 def load_trunk(base: Checkpoint, quantization: BitsAndBytesConfig | None, device: str) -> PreTrainedModel:

@@ -64,3 +64,14 @@ def test_a_folder_that_cannot_be_made_is_said_on_stderr_and_stops_nothing(
     shown = capsys.readouterr().err
     assert "no log file" in shown
     assert "still here" in shown
+
+
+def test_a_log_that_grows_is_turned_over_and_old_ones_go(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.logs._ROTATE_BYTES", 2_000)
+    setup_logging(workspace, "test")
+    for number in range(200):
+        logging.getLogger("x").warning("line %d of many, long enough to fill a file", number)
+    files = sorted(path.name for path in workspace.logs_dir.iterdir())
+    assert len(files) > 2
+    assert sum(path.stat().st_size for path in workspace.logs_dir.iterdir()) < 2_000 * (len(files) + 1)
+    assert "line 199" in (workspace.logs_dir / "test.jsonl").read_text()

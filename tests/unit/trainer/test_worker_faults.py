@@ -223,3 +223,20 @@ def test_a_disk_that_refuses_the_weights_is_a_storage_error_leaves_no_half_and_c
     assert (refused.head().step, len(refused.lane("active"))) == (0, 1)
     refused.train()
     assert same(weights_of(refused.head()), weights_of(calm.head()))
+
+
+def test_a_held_out_loss_that_is_not_finite_fails_the_job_and_takes_its_training_back(
+    make_farm: MakeFarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    farm = make_farm()
+    job = farm.drop(chats(8))
+    held_out = farm.workspace.incoming_dir("main") / f"{job.job_id}.jsonl"
+    held_out.parent.mkdir(parents=True)
+    held_out.write_text("".join(json.dumps(row) + "\n" for row in chats(3, first=100)))
+    worker = farm.worker()
+    monkeypatch.setattr("trainer.job_training.mean_loss", lambda *_known: float("nan"))
+    farm.train(worker)
+    verdict = farm.queue.find(job.job_id).verdict()
+    assert (verdict["state"], verdict["code"]) == ("failed", "non_finite_loss")
+    assert "held-out loss nan after epoch 1" in verdict["message"]
+    assert (farm.head().step, worker.run.state.step) == (0, 0)
