@@ -62,7 +62,7 @@ def read_curve(train: Sequence[Point], held_out: Sequence[Point] = ()) -> Findin
     return (
         _spike(ends, levels)
         or _overfitted(train, held_out)
-        or _by_shape(ends, levels, _noise(levels))
+        or _by_shape(ends, levels, held_out)
         or Finding("healthy", "no rule holds", _fall(levels), "go on")
     )
 
@@ -124,7 +124,8 @@ def _overfitted(train: Sequence[Point], held_out: Sequence[Point]) -> Finding | 
     return Finding("overfitting", rule, evidence, f"stop at step {steps[best]}, or train on more data")
 
 
-def _by_shape(ends: Sequence[int], levels: Floats, noise: float) -> Finding | None:
+def _by_shape(ends: Sequence[int], levels: Floats, held_out: Sequence[Point]) -> Finding | None:
+    noise = _noise(levels)
     start, end = float(levels[0]), float(np.mean(levels[-2:]))
     whole = start - end
     last_half = float(np.mean(levels[WINDOWS // 2 - 1 : WINDOWS // 2 + 1])) - end
@@ -143,10 +144,25 @@ def _by_shape(ends: Sequence[int], levels: Floats, noise: float) -> Finding | No
         settled = ends[int(np.argmax(reached))]
         advice = "nothing is left to learn from this file" if done else "give new data, or lower the rate from there on"
         rule = "the last half brought less than 6 % of the improvement"
-        return Finding(
-            "plateau", rule, f"settled by step {settled}; {_fall(levels)}", f"stop at step {settled}: {advice}"
-        )
+        evidence = f"settled by step {settled}; {_fall(levels)}"
+        gain = _gain_since(settled, held_out)
+        if gain is not None:
+            return Finding("plateau", rule, f"{evidence}; {gain}", "go on while the held-out loss falls")
+        return Finding("plateau", rule, evidence, f"stop at step {settled}: {advice}")
     return None
+
+
+def _gain_since(step: int, held_out: Sequence[Point]) -> str | None:
+    """What training after `step` still did for the held-out loss; None when that is no more than its noise."""
+    later = [(at, loss) for at, loss in held_out if at >= step]
+    if len(later) < 3:
+        return None
+    (first, before), (best, lowest) = later[0], min(later, key=lambda point: point[1])
+    gain = before - lowest
+    noise = _noise(np.array([loss for _step, loss in held_out])) if len(held_out) >= 5 else 0.0
+    if gain <= RISE_SHARE * before or gain <= RISE_NOISE * noise:
+        return None
+    return f"the held-out loss still fell, from {before:.3g} at step {first} to {lowest:.3g} at step {best}"
 
 
 def _fall(levels: Floats) -> str:

@@ -73,7 +73,12 @@ def gather(workspace: Workspace, settings: Settings, probe: GpuProbe, since: str
         "until": iso_now(),
         "files": _files(verdicts, ended),
         "training": _training(ended, [one for one in trained if str(one.get("time", "")) >= since]),
-        "curve": {"finding": asdict(finding), "train": _thin(curve), "held_out": held_out},
+        "curve": {
+            "finding": asdict(finding),
+            "train": _thin(curve),
+            "held_out": held_out,
+            "by_file": _by_file(trained),
+        },
         "jobs": _job_findings(ended, trained),
         "suites": _suites(board, judged),
         "serving": board.get("serving"),
@@ -141,6 +146,19 @@ def _thin(curve: Sequence[tuple[int, float]]) -> list[tuple[int, float | None]]:
     """At most CHART_POINTS points, evenly spread; a loss that is not finite is null, since JSON has no NaN."""
     stride = max(1, -(-len(curve) // CHART_POINTS))
     return [(step, loss if loss - loss == 0 else None) for step, loss in curve[::stride]]
+
+
+def _by_file(trained: Sequence[Mapping[str, Any]]) -> list[tuple[int, float | None]]:
+    """The held-out loss after each epoch of each file, on rows of that file; a null between two files."""
+    points: list[tuple[int, float | None]] = []
+    before = None
+    for one in trained:
+        if "validation_loss" in one:
+            points += [(int(one["step"]), None)] if points and one.get("job_id") != before else []
+            loss = _number(one["validation_loss"])
+            points.append((int(one["step"]), loss if loss - loss == 0 else None))
+            before = one.get("job_id")
+    return points[-CHART_POINTS:]
 
 
 def _job_findings(ended: Sequence[Mapping[str, Any]], trained: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ th{font-weight:600}svg{width:100%;height:auto}polyline{fill:none;stroke-width:1.
 .train{stroke:#2563a8;fill:none}.held{stroke:#b4400f;fill:#b4400f}polyline.held{fill:none}
 .grid{stroke:#e4e4e4}.tick,.label{font-size:11px;fill:#555;text-anchor:middle}.end{text-anchor:end}.label{text-anchor:start}
 .key::before{content:"";display:inline-block;width:1.2em;height:3px;margin:0 .4em .2em .9em}
+.file{stroke:#2e8b57;fill:#2e8b57}polyline.file{fill:none;stroke-dasharray:5 3}.key.f::before{background:#2e8b57}
 .key.t::before{background:#2563a8}.key.h::before{background:#b4400f}
 .bad{color:#a11}.good{color:#176b2c}ul{padding-left:1.2rem}
 @media print{body{margin:0;max-width:none}h2{break-after:avoid}table,svg{break-inside:avoid}}
@@ -79,12 +80,17 @@ def _summary(report: Mapping[str, Any]) -> str:
 def _curve(curve: Mapping[str, Any]) -> str:
     finding = curve["finding"]
     chart = line_chart(
-        [Series("train", curve["train"], "train"), Series("held out", curve["held_out"], "held", dots=True)],
+        [
+            Series("train", curve["train"], "train"),
+            Series("held out in each file", curve["by_file"], "file"),
+            Series("held out", curve["held_out"], "held", dots=True),
+        ],
         x_label="optimizer step",
         y_label="loss, nats a token",
     )
     key = (
-        '<p><span class="key t">train</span><span class="key h">held out, rows that all judged commits share</span></p>'
+        '<p><span class="key t">train</span><span class="key f">held out, rows of the file in training</span>'
+        '<span class="key h">held out, rows that all judged commits share</span></p>'
     )
     verdict = (
         f"{finding['kind']}: {finding['evidence']}. Rule: {finding['rule']}. {finding['recommendation'].capitalize()}."

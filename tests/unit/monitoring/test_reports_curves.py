@@ -1,7 +1,9 @@
 """Curves whose truth is known, because they are made to have it."""
 
 import collections
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,6 +51,33 @@ def test_at_least_95_percent_of_200_made_curves_are_read_right():
             if found != kind:
                 wrong[kind, found] += 1
     assert wrong.total() <= 10, wrong
+
+
+def real(name):
+    """A run of scripts/bench/curves.py as the trainer logged it: train and held-out loss."""
+    text = (Path(__file__).parent / "curves" / f"{name}.jsonl").read_text()
+    docs = [json.loads(line) for line in text.splitlines()]
+    train = [(doc["step"], doc["loss"]) for doc in docs]
+    return train, [(doc["step"], doc["validation_loss"]) for doc in docs if "validation_loss" in doc]
+
+
+def test_a_real_run_over_64_rows_is_over_fitted_and_is_told_the_step_to_stop_at():
+    train, held = real("overfitted")
+    finding = read_curve(train, held)
+    lowest = min(held, key=lambda point: point[1])[0]
+    assert (finding.kind, finding.recommendation) == ("overfitting", f"stop at step {lowest}, or train on more data")
+    assert lowest == 128
+    assert "held-out loss was lowest at step 128 (3.34) and is 6.39 at step 480" in finding.evidence
+
+
+def test_a_real_run_over_1433_different_rows_is_not_and_may_go_on_while_the_held_out_loss_falls():
+    finding = read_curve(*real("steady"))
+    assert (finding.kind, finding.recommendation) == ("plateau", "go on while the held-out loss falls")
+    assert "from 0.383 at step 90 to 0.257 at step 448" in finding.evidence
+    train, held = real("steady")
+    flat = [(step, 0.3 + 0.001 * (step % 3)) for step, _loss in held]
+    assert read_curve(train, flat).recommendation.startswith("stop at step 81")
+    assert read_curve(train).recommendation.startswith("stop at step 81")
 
 
 def test_a_finding_names_its_evidence_and_what_to_do():
