@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
+from core.atomic import write_json
 from core.checkpoints import Catalogue
 from core.daemon.pid_manager import boot_id
 from core.paths import Workspace
@@ -44,6 +45,23 @@ def test_the_shapes_of_an_empty_root_are_those_of_a_full_one(client: FlaskClient
 
 def test_jobs_are_the_very_verdicts_that_the_command_line_prints(client: FlaskClient, sample: SampleRoot) -> None:
     assert get(client, "/api/jobs")["jobs"] == all_verdicts(sample.ws)
+
+
+def test_one_job_shows_its_rows_and_its_audit_and_no_list_does(client: FlaskClient, sample: SampleRoot) -> None:
+    verdict = sample.job("high")
+    job_id = verdict["job_id"]
+    mask = [{"line": 1, "tokens": 2, "trained": 1, "pieces": [{"text": "<b>secret row</b>", "trained": True}]}]
+    write_json(sample.ws.lane("high") / job_id / "verdict.json", verdict | {"mask": mask})
+    sample.ws.audits_dir.mkdir()
+    warning = {"validator": "DataValidator", "version": "1.0.0", "severity": "warning", "code": "seen_before"}
+    issues = [warning | {"count": 3, "examples": [1], "message": "3 rows"}]
+    audit = {"at": "now", "report": "status/audits/x.html", "issues": issues, "facts": {"rows": 9}}
+    write_json(sample.ws.audits_dir / f"{job_id}.json", audit)
+    [shown] = get(client, f"/api/jobs/{job_id}")["jobs"]
+    assert shown["mask"] == mask and shown["issues"][-1]["code"] == "seen_before"
+    assert shown["audit"] == {"at": "now", "report": "status/audits/x.html", "rows": 9}
+    for address in ("/api/jobs", "/api/queue", "/api/jobs?q=high"):
+        assert "secret row" not in client.get(address).get_data(as_text=True)
 
 
 def test_a_waiting_job_is_queued_whatever_its_verdict_says(client: FlaskClient, sample: SampleRoot) -> None:
