@@ -7,7 +7,7 @@ need() { command -v "$1" >/dev/null || [ -x "/usr/sbin/$1" ] || missing+=("$2");
 need rsync rsync
 [ -x .venv/bin/python ] || scripts/find_python.sh >/dev/null 2>&1 || missing+=(python3 python3-venv)
 if [ "${1:-run}" = test ]; then
-  need ssh openssh-client; need sshd openssh-server; need chromium chromium; need npm npm; need git git; need strace strace; need curl curl; need systemd-analyze systemd
+  need ssh openssh-client; need sshd openssh-server; need chromium chromium; need npm npm; need git git; need strace strace; need curl curl; need systemd-analyze systemd; need mkfs.ext4 e2fsprogs; need mount mount
   compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
 fi
 [ ${#missing[@]} -eq 0 ] && exit 0

@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from core.job_queue import Job, JobQueue, data_file_in
+from core.job_queue import Job, JobQueue, data_file_in, is_job_id
 from core.paths import LANES, Workspace
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -119,7 +119,8 @@ def _lane_jobs(workspace: Workspace) -> list[Job]:
 
 
 def _rejected_jobs(workspace: Workspace) -> list[Job]:
-    return [Job(name, "rejected", workspace.rejected_dir / name) for name in sorted(os.listdir(workspace.rejected_dir))]
+    names = sorted(name for name in os.listdir(workspace.rejected_dir) if is_job_id(name))
+    return [Job(name, "rejected", workspace.rejected_dir / name) for name in names]
 
 
 def _left_over(workspace: Workspace) -> list[Path]:

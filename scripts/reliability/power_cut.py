@@ -4,9 +4,8 @@
 
 Needs root. The root lies on a loop-mounted ext4 (noauto_da_alloc, so that the filesystem hides no missing fsync). The
 daemon runs on it; at a random moment the backing image is copied sparsely: what the filesystem has not yet written is
-job stood in a lane or in rejected/ before the cut) must be there, whole, with a readable verdict; nothing under a
-final name may be short.
-name may be short.
+missing. A copy taken so is what a power cut leaves. In it every acknowledged file (its job stood in a lane or in
+rejected/ before the cut) must be there, whole, with a readable verdict; nothing under a final name may be short.
 """
 
 import argparse
@@ -18,11 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import DropforgeError
-from core.job_queue import Job, JobQueue, data_file_in
+from core.job_queue import Job, JobQueue, data_file_in, is_job_id
 from core.paths import LANES, Workspace
 from scripts.reliability.intake_farm import REPOSITORY, daemon_argv, fresh, make_root, rows
 
@@ -35,11 +34,11 @@ class Mount:
 
     image: Path
     at: Path
-    made: list[Path] = field(default_factory=list)
+    size: int = IMAGE_BYTES
 
     def make(self) -> None:
         with self.image.open("wb") as file:
-            file.truncate(IMAGE_BYTES)
+            file.truncate(self.size)
         _run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", str(self.image))
         self.mount()
 
@@ -72,7 +71,8 @@ def acknowledged(workspace: Workspace) -> dict[str, str]:
 def _homes(workspace: Workspace) -> list[Path]:
     queue = JobQueue(workspace)
     folders = [job.folder for lane in LANES for job in queue.jobs(lane)]
-    return folders + [workspace.rejected_dir / name for name in sorted(os.listdir(workspace.rejected_dir))]
+    refused = sorted(name for name in os.listdir(workspace.rejected_dir) if is_job_id(name))
+    return folders + [workspace.rejected_dir / name for name in refused]
 
 
 def check(workspace: Workspace, before: dict[str, str], after: dict[str, str]) -> list[str]:

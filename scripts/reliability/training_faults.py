@@ -1,22 +1,27 @@
 """The disk refuses the trainer: one failing call, or no space left. The old checkpoint stays whole, a restart ends in
 the same bits.
 
-    python -m scripts.reliability.training_faults [--faults 60] [--full 24] [--folder DIR]
+    python -m scripts.reliability.training_faults [--faults 60] [--full 24] [--cuts 24] [--folder DIR]
 
 Faults: the k-th open for writing, mkdir, write, fsync or rename of a trainer fails once with ENOSPC, EIO, EMFILE, EROFS
 or EDQUOT. Full: the root lies on a tmpfs with so little space left that the commits break off at another byte each time
 (needs root; what writes the weights is no Python, so nothing but a full disk stops it). The trainer must go on, or end
-with exit 4 and one line; then there is space again, and the next trainer must end in weights bit-equal to those of a
-run that met no fault, with each row trained as often. The trainers are forked from one parent that has torch loaded.
+with exit 4 and one line. Cuts: the root lies on an ext4 image that is copied while the trainer works, as a power cut
+would leave it; whatever was committed or done before must be in the copy, whole. Each time a next trainer, with space
+and power, must end in weights bit-equal to those of a run that met no fault, with each row trained as often. The
+trainers are forked from one parent that has torch loaded.
 """
 
 import argparse
 import builtins
+import copy
 import ctypes
 import errno
 import io
 import itertools
 import os
+import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,13 +37,17 @@ import torch
 
 from core import atomic
 from core.errors import DropforgeError
+from core.job_queue import JobQueue
+from core.paths import Workspace
+from scripts.reliability.power_cut import Mount
 from scripts.reliability.training_farm import TrainingFarm
 from scripts.reliability.training_kills import ended, fork_trainer, make_farm, problems_of
 from trainer.__main__ import exit_code_of
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EROFS, errno.EDQUOT)
 ALLOWED_ENDS = (0, 4)
-TMPFS_BYTES = 96 * 1024 * 1024
+DISK_BYTES = 96 * 1024 * 1024
+CALM_S = 2.0  # about how long a trainer works on the two files
 
 
 class Faults:
@@ -136,9 +145,9 @@ def with_faults(folder: Path, runs: int, reference: TrainingFarm) -> tuple[Count
 
 @contextmanager
 def small_disk(at: Path) -> Iterator[Path]:
-    """A tmpfs of TMPFS_BYTES."""
+    """A tmpfs of DISK_BYTES."""
     at.mkdir()
-    subprocess.run(["/bin/mount", "-t", "tmpfs", "-o", f"size={TMPFS_BYTES}", "tmpfs", str(at)], check=True)
+    subprocess.run(["/bin/mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(at)], check=True)
     try:
         yield at
     finally:
@@ -186,18 +195,54 @@ def _fork_plain(farm: TrainingFarm) -> int:
         os._exit(code)
 
 
+def with_power_cuts(folder: Path, runs: int, reference: TrainingFarm) -> tuple[Counter[int], list[str]]:
+    chance = random.Random(0)  # noqa: S311  # moments to cut at
+    problems = []
+    for run in range(runs):
+        live = Mount(folder / "live.img", folder / f"live-{run}", DISK_BYTES)
+        cut = Mount(folder / "cut.img", folder / f"cut-{run}", DISK_BYTES)
+        live.make()
+        try:
+            farm = make_farm(live.at / "root")
+            subprocess.run(["/bin/sync", "-f", str(live.at)], check=True)
+            pid = fork_trainer(farm)
+            time.sleep(chance.uniform(0, CALM_S))
+            before = _visible(farm)
+            subprocess.run(["/bin/cp", "--sparse=always", str(live.image), str(cut.image)], check=True)
+            os.kill(pid, signal.SIGKILL)
+            ended(pid)
+            cut.mount()
+            found = copy.copy(farm)
+            found.workspace = Workspace(cut.at / "root")
+            found.queue = JobQueue(found.workspace)
+            missing = before - _visible(found)
+            damaged = [c.id for c in found.catalogue.committed() if found.catalogue.verify(c, training=True)]
+            problems += [f"cut {run}: missing {sorted(missing)}, damaged {damaged}"] if missing or damaged else []
+            problems += [f"cut {run}: {p}" for p in after(found, 0, reference)]
+        finally:
+            cut.unmount()
+            live.unmount()
+    return Counter(), problems
+
+
+def _visible(farm: TrainingFarm) -> set[str]:
+    """What a person can see is done: commits and ended jobs."""
+    return {c.id for c in farm.catalogue.committed()} | {f"done/{job_id}" for job_id in farm.lane("done")}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=60)
     parser.add_argument("--full", type=int, default=24)
+    parser.add_argument("--cuts", type=int, default=24)
     parser.add_argument("--folder", type=Path, help="where the roots are made; a temporary folder when absent")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        return run(Path(folder), options.faults, options.full)
+        return run(Path(folder), options.faults, options.full, options.cuts)
 
 
-def run(folder: Path, faults: int, full: int) -> int:
-    """Run both parts and print their counts. Returns the exit code."""
+def run(folder: Path, faults: int, full: int, cuts: int) -> int:
+    """Run the three parts and print their counts. Returns the exit code."""
     torch.set_num_threads(1)  # a fork must not inherit a team of threads
     began = time.monotonic()
     reference = make_farm(folder / "reference")
@@ -205,13 +250,14 @@ def run(folder: Path, faults: int, full: int) -> int:
         print("the run that meets no fault failed")
         return 1
     if os.geteuid() != 0:
-        print("full disks: not run, mounting one needs root")
-        full = 0
+        print("full disks and power cuts: not run, mounting needs root")
+        full = cuts = 0
     problems = []
-    for name, part, runs in (("faults", with_faults, faults), ("full disks", with_full_disks, full)):
+    parts = {"faults": (with_faults, faults), "full disks": (with_full_disks, full), "cuts": (with_power_cuts, cuts)}
+    for name, (part, runs) in parts.items():
         ends, found = part(folder, runs, reference)
         told = ", ".join(f"{times} x exit {end}" for end, times in sorted(ends.items()))
-        print(f"{name}: {runs} runs ({told}), {len(found)} problems")
+        print(f"{name}: {runs} runs{f' ({told})' if told else ''}, {len(found)} problems")
         problems += found
     for problem in problems:
         print(" ", problem)

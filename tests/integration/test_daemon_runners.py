@@ -12,7 +12,7 @@ SHORT = {
     "single_instance": ("--rounds", "1", "--daemons", "5"),
     "deliveries": ("--times", "1", "--burst", "60", "--settle", "0.2"),
     "power_cut": ("--cuts", "10"),
-    "training_faults": ("--faults", "3", "--full", "2"),
+    "training_faults": ("--faults", "3", "--full", "2", "--cuts", "2"),
 }
 
 
