@@ -289,3 +289,19 @@ def test_a_retried_job_is_audited_again(farm: Gates) -> None:
     audit(farm)
     ClaimDesk(farm.workspace, JobQueue(farm.workspace)).back_to_claim(job)
     assert audit_of(farm.workspace, job.job_id) is None
+
+
+def test_a_file_audited_again_is_not_compared_with_what_came_after_it(farm: Gates) -> None:
+    first = farm.queue(lines(tell(i) for i in range(20)), lane="done")
+    farm.queue(lines(tell(i, "tonight") for i in range(20)))
+    audit(farm)
+    (farm.workspace.audits_dir / f"{first.job_id}.json").unlink()
+    audit(farm)
+    assert found(farm, first) == {"seen_before": 0, "near_before": 0, "near_in_file": 0}
+
+
+def test_equal_rows_of_one_file_are_not_called_nearly_equal(farm: Gates) -> None:
+    job = farm.queue(lines([*(tell(i) for i in range(20)), tell(3), tell(4), tell(5, "tonight")]))
+    audit(farm)
+    assert found(farm, job) == {"seen_before": 0, "near_before": 0, "near_in_file": 1}
+    assert "duplicate_rows" in {issue["code"] for issue in job.verdict()["issues"]}
