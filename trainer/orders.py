@@ -23,6 +23,7 @@ class Order:
     id: str | None = None
     job_id: str | None = None
     hold: bool = False  # rewind: later jobs wait for a person instead of being trained again
+    careful: bool = False  # the trainer before this one was killed for want of memory
 
 
 def order_from(document: dict[str, Any]) -> Order:
@@ -35,6 +36,7 @@ def order_from(document: dict[str, Any]) -> Order:
         id=document.get("id"),
         job_id=document.get("job_id"),
         hold=bool(document.get("hold")),
+        careful=bool(document.get("careful")),
     )
 
 

@@ -106,6 +106,8 @@ class Worker:
     def _obey(self, order: Order) -> Did:
         logger.info("order %d: %s", order.seq, order.command)
         self._paused_for = None
+        if order.careful:
+            self._take_least_memory()
         if order.command == "checkpoint":
             self._commit()
         elif order.command == "skip":
@@ -123,6 +125,12 @@ class Worker:
         self._orders.acknowledge(order)
         self.view.acknowledge(order.seq, self.run.state.step, self.run.head.id)
         return Did.STOP if order.command == "stop" else Did.WORK
+
+    def _take_least_memory(self) -> None:
+        """The kernel ended the trainer before this one: whatever is trained now gets the smallest micro-batches."""
+        budget = self.run.dials(self.run.settings).default_micro_batch_tokens >> HALVINGS
+        logger.warning("the last trainer was killed for want of memory: micro-batches of %d tokens from here", budget)
+        self.run.state.micro_batch_tokens = budget
 
     def _stop(self) -> None:
         self._commit()

@@ -101,8 +101,12 @@ class OrderBook:
             self._write(self._current)  # same seq, new level: a pause does not wait behind a checkpoint
         return self.ask("pause" if self.paused else "run", reason=reason)
 
-    def before_trainer_start(self) -> None:
-        """Write the level as a fresh order, so that an old one-shot is not acted on again by a new trainer."""
+    def before_trainer_start(self, *, careful: bool = False) -> None:
+        """Write the level as a fresh order, so that an old one-shot is not acted on again by a new trainer.
+
+        Args:
+            careful: the one before was killed for want of memory: this one takes the smallest micro-batches.
+        """
         current = self._current
         if current is not None and not current.done and current.command in _KEPT_OVER_A_START:
             self._write(current)
@@ -110,7 +114,7 @@ class OrderBook:
         if current is not None and not current.done and current.seq is not None:
             current.ack = {"seq": current.seq, "step": None, "checkpoint": None}
             current.note = "the trainer ended before it"
-        self._give(Order("pause" if self.paused else "run"))
+        self._give(Order("pause" if self.paused else "run", {"careful": True} if careful else {}))
 
     def settle_without_trainer(self, checkpoint: str | None, step: int | None) -> None:
         """No trainer lives: everything but skip and rewind is as good as done."""
@@ -139,8 +143,7 @@ class OrderBook:
 
     def _write(self, order: Order, seq: int | None = None) -> None:
         named = {key: order.fields.get(key) for key in _FIELDS}
-        if order.fields.get("hold"):
-            named["hold"] = True
+        named |= {key: True for key in ("hold", "careful") if order.fields.get(key)}
         doc = {
             "seq": seq if seq is not None else order.seq,
             "command": order.command,

@@ -65,6 +65,7 @@ class TrainerKeeper:
         self._progress: tuple[object, object] = (None, None)
         self._progress_s = 0.0
         self._hung = False
+        self._short_of_memory = False
         self._kill_at_s: float | None = None
         self._stopping = False
         self._refused_sha: str | None = None
@@ -115,7 +116,8 @@ class TrainerKeeper:
 
     def _before_start(self) -> None:
         """Also before the supervisor starts it again by itself."""
-        self._orders.before_trainer_start()
+        self._orders.before_trainer_start(careful=self._short_of_memory)
+        self._short_of_memory = False
         self._kills_before = self._count_kills()
         self._progress = (None, None)
         self._hung = False
@@ -197,6 +199,7 @@ class TrainerKeeper:
             return
         job = self._context.queue.active()
         by_memory = ended.killed and self._count_kills() > self._kills_before
+        self._short_of_memory = by_memory
         to_blame = self._hung or by_memory or not ended.killed
         code = "hung" if self._hung else "out_of_memory" if by_memory else "crashed"
         cause = self._child.reason

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from core.atomic import read_json
 from core.daemon.catalogue_view import CatalogueView
 from core.daemon.children import Children
 from core.daemon.loop import name_unbuilt
@@ -134,10 +135,19 @@ def test_a_kill_from_outside_is_nobodys_fault_however_often(rig: Rig) -> None:
 def test_a_kill_for_want_of_memory_is_the_jobs(rig: Rig) -> None:
     rig.tick()
     rig.activate()
-    for _ in range(2):
-        rig.kills += 1
-        rig.die(-signal.SIGKILL)
+    rig.kills += 1
+    rig.die(-signal.SIGKILL)
+    assert read_json(rig.workspace.status_file("orders.json"))["careful"] is True
+    rig.kills += 1
+    rig.die(-signal.SIGKILL)
     assert rig.context.queue.jobs("failed")[0].verdict()["code"] == "out_of_memory"
+
+
+def test_a_trainer_killed_from_outside_is_followed_by_one_that_need_not_be_careful(rig: Rig) -> None:
+    rig.tick()
+    rig.activate()
+    rig.die(-signal.SIGKILL)
+    assert "careful" not in read_json(rig.workspace.status_file("orders.json"))
 
 
 def test_without_a_job_repeated_failures_are_fatal_until_the_configuration_changes(rig: Rig) -> None:

@@ -108,6 +108,16 @@ def test_out_of_memory_after_three_halvings_fails_the_job_and_undoes_it(
     assert (farm.head().step, worker.run.state.micro_batch_tokens) == (0, None)
 
 
+def test_after_a_kill_for_want_of_memory_the_smallest_micro_batches_are_taken_and_recorded(make_farm: MakeFarm) -> None:
+    farm = make_farm()
+    job = farm.drop(chats(10))
+    farm.order("run", careful=True)
+    worker = farm.train()
+    assert worker.run.state.micro_batch_tokens == dials.CPU_MICRO_BATCH_TOKENS // 8
+    assert farm.lane("done") == [job.job_id]
+    assert farm.worker().run.state.micro_batch_tokens == dials.CPU_MICRO_BATCH_TOKENS // 8
+
+
 def _losses_jump_at(worker: Worker, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = worker.run.engine_ready()
     real = engine.step
