@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from inference.engine.attention import ChunkPart, ShelfPart, StepPlan
 from inference.engine.cache import Block, KeyValueMemory
 from inference.engine.decoder import forward_of
-from inference.engine.layers import FEWEST_ROWS
+from inference.engine.layers import rows_computed
 from inference.engine.threads import ThreadChoice
 from inference.generation import TILE_TOKENS, Chunk, StepResult, TokenScore
 
@@ -148,8 +148,8 @@ class Runner:
 
 
 def _filled(numbers: list[int]) -> list[int]:
-    """At least FEWEST_ROWS of them; what stands in the added rows is computed and not looked at."""
-    return numbers + [0] * (FEWEST_ROWS - len(numbers))
+    """Filled up to a size that linears are computed in; what stands in the added rows is not looked at."""
+    return numbers + [0] * (rows_computed(max(1, len(numbers))) - len(numbers))
 
 
 def _rows_wanted(decoding: int, plan: StepPlan, chunks: Sequence[Chunk]) -> tuple[list[int], list[tuple[int, int]]]:

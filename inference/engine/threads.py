@@ -13,6 +13,7 @@ import torch
 
 _FIRST_PAUSE = 16
 _LONGEST_PAUSE = 1024  # after tries that did not pay; each may cost a long step
+_ALARM = 3.0  # times the step before it: the machine may just have become busy, which is looked into at once
 _BETTER = 0.9  # of the step before it; a try must win twice, so that one slow step decides nothing
 
 
@@ -22,7 +23,7 @@ class ThreadChoice:
     def __init__(self, most: int, use: Callable[[int], None] = torch.set_num_threads) -> None:
         self._most = self.count = most
         self._use = use
-        self._pause = self._left = _FIRST_PAUSE
+        self._pause, self._left = _FIRST_PAUSE, 1
         self._wins = 0
         self._trying = False
         self._last: tuple[int, float] | None = None  # rows and seconds of the step before, when it can be compared
@@ -38,7 +39,8 @@ class ThreadChoice:
         if self._trying and self._last is not None:
             self._judge(seconds < _BETTER * self._last[1])
         elif not reading:
-            self._left -= 1
+            alarm = self.count > 1 and self._last is not None and seconds > _ALARM * self._last[1]
+            self._left = min(self._left, 1) - 1 if alarm else self._left - 1
         self._last = None if reading or self._trying else (decoding, seconds)
 
     def _judge(self, better: bool) -> None:

@@ -9,6 +9,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from inference.engine.cache import shelf_length
+from inference.engine.decoder import ThroughTransformers
+from inference.engine.layers import FEWEST_ROWS, PackedLinear
 from inference.engine.loading import load_base, with_adapter
 from inference.engine.runner import Runner
 from inference.generation import TILE_TOKENS, Chunk
@@ -188,3 +191,41 @@ def test_contexts_come_and_go_without_leaving_memory_behind(tmp_path: Path) -> N
     assert not runner._memory._where
     assert all(not shelf.contexts and not shelf.keys for shelf in runner._memory.shelves.values())
     assert not runner._prompts
+
+
+def test_memory_that_nobody_wrote_reaches_no_answer(tmp_path: Path) -> None:
+    network = serve(spread(qwen(7)), tmp_path)
+    batch = prompts(5, seed=3, longest=60)
+    expected = greedy(Runner(network, 512), batch, 40)
+    torch.use_deterministic_algorithms(True)  # fills fresh memory with NaN
+    try:
+        assert greedy(Runner(network, 512), batch, 40) == expected
+        assert greedy(Runner(network, 512), batch[:1], 40) == expected[:1]
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_a_context_that_ends_with_its_first_token_takes_no_place_among_those_that_decode(tmp_path: Path) -> None:
+    runner = Runner(serve(spread(qwen(8)), tmp_path), 512)
+    context, _ = runner.open(())
+    runner.step({}, [Chunk(context, [1, 2, 3], last=True)])
+    assert not runner._memory.decoding()
+    runner.close(context)
+    assert not runner._memory.blocks
+
+
+@pytest.mark.parametrize(("tokens", "length"), [(1, 64), (64, 64), (65, 128), (129, 192), (257, 384), (2049, 3072)])
+def test_shelves_are_a_quarter_longer_than_what_stands_on_them_at_most(tokens: int, length: int) -> None:
+    assert shelf_length(tokens) == length
+
+
+def test_no_linear_of_a_step_sees_fewer_rows_than_have_equal_bits(tmp_path: Path) -> None:
+    network = serve(spread(qwen(9)), tmp_path)
+    rows: set[int] = set()
+    for module in network.modules():
+        if isinstance(module, PackedLinear):
+            module.register_forward_pre_hook(lambda _, inputs: rows.add(inputs[0].shape[-2]))
+    runner = Runner(network, 512)
+    runner._through = ThroughTransformers(network)
+    greedy(runner, prompts(3, longest=20), 4)
+    assert min(rows) == FEWEST_ROWS

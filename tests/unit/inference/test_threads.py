@@ -20,13 +20,17 @@ class Machine:
 
 def test_all_threads_stay_in_use_while_they_are_faster() -> None:
     used = Machine({1: 0.01, 2: 0.006}).steps(500)
-    assert 0 < used.count(1) <= 4
+    assert 0 < used.count(1) <= 5
     assert used[-1] == 2
 
 
 def test_one_thread_takes_over_soon_when_the_cores_are_held_by_others() -> None:
     machine = Machine({1: 0.03, 2: 0.4})
-    assert machine.steps(30)[-5:] == [1] * 5
+    assert machine.steps(8).count(2) <= 4
+    machine = Machine({1: 0.01, 2: 0.006})
+    machine.steps(300)
+    machine.seconds = {1: 0.03, 2: 0.4}
+    assert machine.steps(8).count(2) <= 4
 
 
 def test_a_busy_machine_is_not_tried_ever_more_often() -> None:
@@ -45,11 +49,10 @@ def test_all_threads_come_back_when_the_machine_is_quiet_again() -> None:
 
 def test_one_slow_step_decides_nothing() -> None:
     machine = Machine({1: 0.01, 2: 0.006})
-    machine.steps(16)
+    machine.steps(20)
+    machine.choice.before(4, False)
     machine.choice.after(4, False, 5.0)
-    machine.steps(1)
-    assert machine.choice.count == 2
-    assert machine.steps(3)[-1] == 2
+    assert machine.steps(5)[-2:] == [2, 2]
     assert machine.choice.count == 2
 
 
