@@ -28,8 +28,8 @@ _CPU_S = 2
 _MEMORY_BYTES = 1 << 30  # of addresses, half of which Python and NumPy take before anything is compiled
 _WALL_S = 20.0
 _WAIT_S = 30.0
-# Spaces a model may put between two tokens of JSON: room for indented documents, no room for endless ones.
-_OPTIONS: Any = {"whitespace_pattern": r"[ \n\t]{1,24}", "whitespace_flexible": True, "lenient": False}
+# What may stand between two tokens of JSON: room for indented documents, none for endless white space.
+_OPTIONS: Any = {"whitespace_pattern": r" |\n {0,16}|\n\t{0,8}", "whitespace_flexible": True, "lenient": False}
 _one_at_a_time = threading.Lock()
 
 
