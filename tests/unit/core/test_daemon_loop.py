@@ -156,15 +156,24 @@ def test_nothing_is_claimed_while_stopping(rig: Rig) -> None:
     assert path.exists()
 
 
-def test_a_full_disk_pauses_the_trainer_and_a_free_one_lets_it_go_on(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [
+        ({"f_bavail": 10, "f_files": 0, "f_favail": 0}, "disk full: need 16.8 MB, have 0.0 MB"),
+        ({"f_bavail": 10**6, "f_files": 10**6, "f_favail": 50}, "disk full: need 200 free inodes, have 50"),
+    ],
+)
+def test_a_full_disk_pauses_the_trainer_and_a_free_one_lets_it_go_on(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, left: dict[str, int], said: str
+) -> None:
     rig.tick(times=2)
     rig.obey()
     real = os.statvfs(rig.workspace.root)
-    full = type("Full", (), {"f_bavail": 10, "f_frsize": 4096, "f_files": 0, "f_favail": 0})
+    full = type("Full", (), {"f_frsize": 4096, **left})
     monkeypatch.setattr("core.daemon.disk_guard.os.statvfs", lambda _path: full)
     rig.tick(1.1, times=2)
     assert json.loads(rig.workspace.status_file("orders.json").read_text())["paused"] is True
-    assert rig.says()["reason"].startswith("disk full: need 16.8 MB, have 0.0 MB")
+    assert rig.says()["reason"].startswith(said)
     monkeypatch.setattr("core.daemon.disk_guard.os.statvfs", lambda _path: real)
     rig.tick(1.1, times=2)
     rig.obey()
