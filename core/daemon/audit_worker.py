@@ -11,13 +11,14 @@ import argparse
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
 from core.daemon.pid_manager import die_with_parent
-from core.errors import DataError, DropforgeError, NotFoundError
+from core.errors import DataError, DropforgeError, MissingToolError, NotFoundError
 from core.job_queue import Job, JobQueue
 from core.logs import setup_logging
 from core.paths import Workspace
@@ -91,11 +92,18 @@ def _audit(job: Job, workspace: Workspace, settings: Settings, index: RowIndex) 
             audit_job(JobQueue(workspace).find(job.job_id), workspace, settings, index)
     except NotFoundError:
         logger.info("%s went back into the gates", job.job_id)
-    except (DataError, FileNotFoundError) as error:
+    except (DataError, MissingToolError, FileNotFoundError) as error:
         logger.warning("%s cannot be audited: %s", job.job_id, error)
-        reason = error.message if isinstance(error, DataError) else str(error.strerror)
-        reason = error.message if isinstance(error, DataError) else str(error.strerror)
+        reason = str(error.strerror) if isinstance(error, FileNotFoundError) else error.message
         note_unreadable(job.job_id, reason, workspace, index)
+    except (DropforgeError, OSError):
+        raise  # the machine's trouble: the daemon starts us again
+    except Exception as error:  # noqa: BLE001  # the loop's edge: whatever a file does here, the next one has its turn
+        frames = "".join(
+            traceback.format_tb(error.__traceback__)[-6:]
+        )  # no words of the error: no row
+        logger.error("the audit of %s raised %s\n%s", job.job_id, type(error).__name__, frames)
+        note_unreadable(job.job_id, f"the audit itself failed ({type(error).__name__})", workspace, index)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import re
 
 from core.validation.rows import TrainingRow, normal_text
 
+_MOST_TURNS, _MOST_CHARS = 200, 100_000  # looked at, of a row and of a turn
 _MIN_CHARS = 8  # shorter words of an answer stand in many questions by chance
 _MIN_NUMBER = 13  # and so do small numbers
 _SMALL = (
@@ -22,18 +23,18 @@ _WORD = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|[^\W\d_]+|[,.;:!
 
 def leaks(row: TrainingRow) -> bool:
     """True when an answer stands, as a whole, in what was asked before it."""
-    prompt: list[str] = []
-    for message in row.get("messages", ()):
-        if message["role"] == "assistant" and prompt and _stands_in(message["content"], " ".join(prompt)):
+    asked = " "
+    for message in row.get("messages", ())[:_MOST_TURNS]:
+        said = plain(message["content"][:_MOST_CHARS])
+        if message["role"] == "assistant" and _tells(said) and f" {said} " in asked:
             return True
-        prompt.append(message["content"])
+        asked += f"{said} "
     return False
 
 
-def _stands_in(answer: str, prompt: str) -> bool:
-    wanted = plain(answer)
-    told = len(wanted) >= _MIN_CHARS or (wanted.isdecimal() and int(wanted) >= _MIN_NUMBER)
-    return told and f" {wanted} " in f" {plain(prompt)} "
+def _tells(answer: str) -> bool:
+    """Long enough not to stand in a question by chance."""
+    return len(answer) >= _MIN_CHARS or (answer.isdecimal() and int(answer) >= _MIN_NUMBER)
 
 
 def plain(text: str) -> str:
@@ -69,6 +70,9 @@ def _digits(words: list[str]) -> list[str]:
         value = _UNITS.get(word)
         if value is None:
             scale = _SCALES[word]
+            if scale == 100 and current >= 100:  # "hundred hundred" is no number
+                numbers.append(total + current)
+                total = current = 0
             current = max(current, 1) * scale
             if scale > 100:
                 total, current = total + current, 0

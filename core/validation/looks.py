@@ -20,6 +20,7 @@ from core.validation.sample import RowSample
 
 STANDARD_LOOKS = frozenset({"near_duplicate", "seen_before", "language_mix"})
 DEEP_LOOKS = STANDARD_LOOKS | {"leak", "private_data", "toxic"}
+_MOST_CHARS = 100_000  # of a text: a hint is no search of megabytes
 _MIN_TOLD = 50  # shares of fewer rows say nothing
 _MINORITY = 0.05
 _PRIVATE = re.compile(
@@ -139,7 +140,8 @@ _TESTS: Mapping[str, Callable[[TrainingRow], bool]] = {
 
 
 def _texts(row: TrainingRow) -> list[str]:
-    return [row["text"]] if "text" in row else [message["content"] for message in row["messages"]]
+    texts = [row["text"]] if "text" in row else [message["content"] for message in row["messages"]]
+    return [text[:_MOST_CHARS] for text in texts]
 
 
 def _word(

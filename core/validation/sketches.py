@@ -22,6 +22,9 @@ PART_ROWS = 16_384
 _HASHES = 64
 _BANDS = 16
 _RUN = 3
+_RUN_CHARS = 5
+_LONG_WORD = 16  # characters a word, on average, from which a text has no words
+_MOST_CHARS = 100_000  # of a row; megabytes take hundreds of megabytes to sketch
 _VERSION = f"rows.v1/minhash-affine32-{_HASHES}-{_RUN}"
 _LOOKED_AT = 3  # rows of one key that are compared: alike rows share many keys, and one of them is enough
 
@@ -39,11 +42,17 @@ class Sketcher:
 
     def __call__(self, row: TrainingRow) -> Uint32s:
         """The signature of one training row, uint32 [64]."""
-        words = normal_text(_text_of(row)).casefold().split()
-        runs = {" ".join(words[start : start + _RUN]) for start in range(max(1, len(words) - _RUN + 1))}
         sketch = self._empty.copy()
-        sketch.update_batch([run.encode() for run in runs])
+        sketch.update_batch([run.encode() for run in _runs(normal_text(_text_of(row)[:_MOST_CHARS]).casefold())])
         return np.asarray(sketch.hashvalues, dtype=np.uint32)
+
+
+def _runs(text: str) -> set[str]:
+    """Runs of three words; of five characters where words are not set apart, as in Chinese, Japanese or Thai."""
+    words = text.split()
+    if len(text) > _LONG_WORD * len(words):
+        return {text[start : start + _RUN_CHARS] for start in range(max(1, len(text) - _RUN_CHARS + 1))}
+    return {" ".join(words[start : start + _RUN]) for start in range(max(1, len(words) - _RUN + 1))}
 
 
 def _text_of(row: TrainingRow) -> str:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import tracemalloc
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,14 @@ import numpy as np
 import pytest
 
 from core.daemon import audit_worker
+from core.errors import StorageError
 from core.job_queue import Job, JobQueue
 from core.validation import row_index, sketches
 from core.validation.audit import IndexBehindError
 from core.validation.gate import check_file
+from core.validation.leaks import leaks
+from core.validation.looks import DEEP_LOOKS, Looks
+from core.validation.result import Issues
 from core.validation.row_index import RowIndex
 from core.verdicts import audit_of, verdict_of, whole_verdict
 from gate_kit import Gates, chat, lines, save_tokenizer
@@ -305,3 +310,75 @@ def test_equal_rows_of_one_file_are_not_called_nearly_equal(farm: Gates) -> None
     audit(farm)
     assert found(farm, job) == {"seen_before": 0, "near_before": 0, "near_in_file": 1}
     assert "duplicate_rows" in {issue["code"] for issue in job.verdict()["issues"]}
+
+
+def test_a_file_on_which_the_audit_fails_does_not_keep_the_next_one_from_its_turn(
+    farm: Gates, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = farm.queue(lines([tell("secretive")]))
+    good = farm.queue(lines([tell(2)]))
+    sketch = sketches.Sketcher.__call__
+
+    def breaks(self: sketches.Sketcher, row: dict[str, Any]) -> Any:
+        if "secretive" in json.dumps(row):
+            raise ZeroDivisionError(json.dumps(row))
+        return sketch(self, row)
+
+    monkeypatch.setattr(sketches.Sketcher, "__call__", breaks)
+    audit(farm)
+    issues = {issue["code"]: issue for issue in whole_verdict(farm.workspace, bad.job_id)["issues"]}
+    assert "the audit itself failed (ZeroDivisionError)" in issues["not_audited"]["message"]
+    assert found(farm, good)["seen_before"] == 0
+    assert "secretive" not in caplog.text + json.dumps(audit_of(farm.workspace, bad.job_id))
+
+
+def test_a_full_disk_ends_the_child_and_blames_no_file(farm: Gates, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = farm.queue(lines([tell(1)]))
+
+    def full(*_arguments: object) -> None:
+        raise StorageError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("core.validation.audit.write_json", full)
+        with pytest.raises(StorageError):
+            audit(farm)
+    assert audit_of(farm.workspace, job.job_id) is None
+
+
+def test_texts_without_words_are_compared_by_their_characters() -> None:
+    sketch = sketches.Sketcher()
+    text = "".join(chr(0x4E00 + (i * 7919) % 2_000) for i in range(200))
+    other = "".join(chr(0x4E00 + (i * 104_729) % 2_000) for i in range(200))
+    one, near, far = (sketch({"text": shown}) for shown in (text, text[:-1] + "\u3042", other))
+    assert (one == near).mean() >= sketches.ALIKE > (one == far).mean()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "hundred " * 20_000,
+        "million " * 20_000,
+        "one " * 20_000,
+        "9" * 50_000,
+        "1,000" * 20_000,
+        "a" * 5_000_000,
+        "@" * 200_000,
+    ],
+    ids=lambda content: content[:8],
+)
+def test_no_row_keeps_the_looks_busy_or_makes_them_raise(content: str) -> None:
+    looks = Looks(DEEP_LOOKS)
+    looks.look(1, bytes(32), chat(1, content))
+    looks.look(2, bytes(32), {"messages": [*chat(1, content)["messages"], *chat(2, content)["messages"]]})
+    looks.look(3, bytes(32), {"text": content})
+    tracemalloc.start()
+    sketches.Sketcher()({"text": content})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100 << 20
+    assert looks.report(Issues(), {})["rows"] == 3
+
+
+def test_a_conversation_of_thousands_of_turns_is_looked_at_in_bounded_time() -> None:
+    turns = [message for i in range(20_000) for message in chat(i, f"a rather long answer number {i}")["messages"]]
+    assert leaks({"messages": turns}) is False
