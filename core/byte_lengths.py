@@ -7,11 +7,14 @@ number of bytes, so offsets are a running sum; a sum that misses the length of t
 
 import json
 import unicodedata
+from collections.abc import Sequence
 from typing import Any  # the tokenizer's own JSON
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+
+Span = tuple[int, int]
 
 
 class ByteLengths:
@@ -41,19 +44,40 @@ class ByteLengths:
             lengths[added["id"]] = len(added["content"].encode())
         return cls(lengths, normalizer == "NFC")
 
-    def ends(self, text: str, ids: NDArray[np.int32]) -> NDArray[np.int64] | None:
-        """The byte at which each token ends; None when the ids do not cover the text byte by byte."""
-        if self._normalizes and not (text.isascii() or unicodedata.is_normalized("NFC", text)):
-            return None
-        ends: NDArray[np.int64] = self._lengths[ids].cumsum()
-        size = len(text) if text.isascii() else len(text.encode())
-        return ends if len(ends) and ends[-1] == size else None
+    def masks(
+        self, texts: Sequence[str], spans: Sequence[Sequence[Span]], ids: NDArray[np.int32], counts: NDArray[np.int64]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Mark the tokens that hold a character of a span, for many texts at once.
 
+        Args:
+            spans: (start, end) in characters, not empty, for each text.
+            ids: all texts' tokens, end to end.
+            counts: tokens of each text.
 
-def token_at(text: str, ends: NDArray[np.int64], char: int) -> int:
-    """The token that holds the first byte of a character, as `Encoding.char_to_token` finds it."""
-    byte = char if text.isascii() else len(text[:char].encode())
-    return int(np.searchsorted(ends, byte, side="right"))
+        Returns:
+            The mask over `ids`; and for each text whether its tokens cover it byte by byte, without which its part of
+            the mask says nothing.
+        """
+        ends = self._lengths[ids].cumsum()
+        firsts = np.concatenate(([0], counts.cumsum()))
+        begins = np.concatenate(([0], ends))[firsts]
+        sizes = [len(text) if text.isascii() else self._size(text) for text in texts]
+        covered = (np.diff(begins) == sizes) & (counts > 0)
+        edges: list[int] = []
+        for text, ours, begin, good in zip(texts, spans, begins.tolist(), covered.tolist(), strict=False):
+            if good and text.isascii():
+                edges += [begin + edge for start, end in ours for edge in (start, end - 1)]
+            elif good:
+                edges += [begin + len(text[:edge].encode()) for start, end in ours for edge in (start, end - 1)]
+        mask = np.zeros(len(ids), dtype=np.bool_)
+        tokens = np.searchsorted(ends, edges, side="right").tolist()
+        for first, last in zip(tokens[::2], tokens[1::2], strict=True):
+            mask[first : last + 1] = True
+        return mask, covered
+
+    def _size(self, text: str) -> int:
+        """Bytes of a text; -1 where normalising changes them."""
+        return -1 if self._normalizes and not unicodedata.is_normalized("NFC", text) else len(text.encode())
 
 
 def _is_byte_level(doc: dict[str, Any]) -> bool:

@@ -13,10 +13,10 @@ write thoughts nobody dropped, are replaced by our ChatML with the same special 
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any  # tokenizers of two libraries; JSON documents
 
@@ -24,14 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from core.byte_lengths import ByteLengths, token_at
+from core.byte_lengths import ByteLengths, Span
 from core.chatml import TurnMarks, chatml_template, render_chatml
 from core.errors import ModelError
-from core.jinja_sandbox import ChatTemplate, Message, TemplateRefusedError
+from core.jinja_sandbox import ChatTemplate, Message, TemplateRefusedError, unmark, unused_characters
 from core.tokenizer_files import SpecialTokens, TokenizerFiles
 
 _VERSION = "labels.v1"  # part of every fingerprint: change it when ids or masks change
-_NONCHARACTERS = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))  # never text: Unicode keeps them for such use
 _PROBE: tuple[Message, ...] = (
     {"role": "user", "content": "first question"},
     {"role": "assistant", "content": "first answer"},
@@ -41,7 +40,6 @@ _PROBE: tuple[Message, ...] = (
 
 _MAX_TURNS = 512  # every answer of a template without marks is rendered again with all that stands before it
 TrainingRow = Mapping[str, Any]  # {"messages": [...]} or {"text": ...}
-Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,6 +57,15 @@ class _Rendered:
     text: str
     spans: list[Span]
     quoted: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Rows on their way through `ChatEncoder.encode_rows`. `plain`: the texts that the tokenizer reads together."""
+
+    rows: Sequence[TrainingRow]
+    rendered: Sequence[_Rendered | None]
+    plain: list[str]
 
 
 class ChatEncoder:
@@ -159,25 +166,25 @@ class ChatEncoder:
         if self._chatml is not None:
             return _Rendered(*render_chatml(self._chatml, messages), [])
         if self._compiled.has_marks:
-            opens, closes = _unused_characters(messages, 2)
+            opens, closes = unused_characters(messages, 2)
             marked = self._compiled.render(messages, add_generation_prompt=False, opens=opens, closes=closes)
-            return _unmark(marked, opens, closes, "")
+            return _Rendered(*unmark(marked, opens, closes, ""))
         return self._render_by_prefixes(messages)
 
     def _render_quoted(self, messages: Sequence[Message], prompt: bool = False) -> _Rendered:
         """Render with every special token's text inside a message broken by a mark, and remember where."""
-        opens, closes, breaks = _unused_characters(messages, 3)
+        opens, closes, breaks = unused_characters(messages, 3)
         broken = [{**m, "content": self._special.break_in(m["content"], breaks)} for m in messages]
         if prompt or self._compiled.has_marks:
             marks = {"opens": opens, "closes": closes}
             marked = self._compiled.render(broken, add_generation_prompt=prompt, **marks)
-            return _unmark(marked, opens, closes, breaks)
+            return _Rendered(*unmark(marked, opens, closes, breaks))
         plain = self._render_by_prefixes(broken)
         pieces = list(plain.text)
         for start, end in reversed(plain.spans):  # marks go in from the back, so that earlier spans stay valid
             pieces.insert(end, closes)
             pieces.insert(start, opens)
-        return _unmark("".join(pieces), opens, closes, breaks)
+        return _Rendered(*unmark("".join(pieces), opens, closes, breaks))
 
     def _render_by_prefixes(self, messages: Sequence[Message]) -> _Rendered:
         """Find the trained spans of a template without generation marks: what each answer adds to its prompt."""
@@ -205,19 +212,33 @@ class ChatEncoder:
 
     def encode_rows(self, rows: Sequence[TrainingRow]) -> list[Encoded]:
         """Encode many rows at once, on all cores. Raises TemplateRefusedError for the first bad one."""
+        prepared = self.prepare(rows)
+        return self.label(prepared, self.tokenize(prepared))
+
+    def prepare(self, rows: Sequence[TrainingRow]) -> Prepared:
+        """The first part of `encode_rows`: what the tokenizer is to read. Raises TemplateRefusedError."""
         rendered = [self._render_row(row) for row in rows]
-        plain = [one.text for one in rendered if one is not None and not one.quoted]
+        return Prepared(rows, rendered, [one.text for one in rendered if one is not None and not one.quoted])
+
+    def tokenize(self, prepared: Prepared) -> list[Encoding]:
+        """The second part, nearly all of the time; it leaves Python's lock to other threads."""
         # without offsets where the bytes of the tokens tell them: a fifth faster
         encode = self._tokenizer.encode_batch if self._bytes is None else self._tokenizer.encode_batch_fast
-        encodings = iter(encode(plain, add_special_tokens=False))
+        encodings: list[Encoding] = encode(prepared.plain, add_special_tokens=False)
+        return encodings
+
+    def label(self, prepared: Prepared, encodings: Sequence[Encoding]) -> list[Encoded]:
+        """The last part: ids and masks."""
+        plain = [one for one in prepared.rendered if one is not None and not one.quoted]
+        labelled = iter(self._label_many(plain, encodings))
         done: list[Encoded] = []
-        for row, one in zip(rows, rendered, strict=True):
+        for row, one in zip(prepared.rows, prepared.rendered, strict=True):
             if one is None:
                 done.append(self._encode_text(row["text"]))
             elif one.quoted:
                 done.append(self._label(one, self._tokenizer.encode(one.text, add_special_tokens=False)))
             else:
-                done.append(self._label_fast(one, next(encodings)))
+                done.append(next(labelled))
         return done
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
@@ -231,18 +252,22 @@ class ChatEncoder:
         texts = [row["text"]] if "text" in row else [message["content"] for message in row["messages"]]
         return sum(self._bytes.least_tokens(text) for text in texts)
 
-    def _label_fast(self, rendered: _Rendered, encoding: Encoding) -> Encoded:
-        if self._bytes is None:
-            return self._label(rendered, encoding)
-        ids = np.array(encoding.ids, dtype=np.int32)
-        ends = self._bytes.ends(rendered.text, ids)
-        if ends is None:
-            return self._label(rendered, self._tokenizer.encode(rendered.text, add_special_tokens=False))
-        mask = np.zeros(len(ids), dtype=np.bool_)
-        for start, end in rendered.spans:
-            if start < end:
-                mask[token_at(rendered.text, ends, start) : token_at(rendered.text, ends, end - 1) + 1] = True
-        return Encoded(ids, mask)
+    def _label_many(self, rendered: Sequence[_Rendered], encodings: Sequence[Encoding]) -> list[Encoded]:
+        if self._bytes is None or not rendered:
+            return [self._label(one, encoding) for one, encoding in zip(rendered, encodings, strict=True)]
+        lists = [encoding.ids for encoding in encodings]
+        counts = np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
+        ids = np.fromiter(chain.from_iterable(lists), dtype=np.int32, count=int(counts.sum()))
+        spans = [[span for span in one.spans if span[0] < span[1]] for one in rendered]
+        mask, covered = self._bytes.masks([one.text for one in rendered], spans, ids, counts)
+        stops = counts.cumsum().tolist()
+        done: list[Encoded] = []
+        for one, start, stop, good in zip(rendered, [0, *stops], stops, covered.tolist(), strict=False):
+            if good:
+                done.append(Encoded(ids[start:stop], mask[start:stop]))
+            else:
+                done.append(self._label(one, self._tokenizer.encode(one.text, add_special_tokens=False)))
+        return done
 
     def _render_row(self, row: TrainingRow) -> _Rendered | None:
         messages = row.get("messages")
@@ -358,31 +383,3 @@ class ChatEncoder:
     def fingerprint(self, max_length: int) -> str:
         """64 hex characters that change when the ids or masks of any row could change."""
         return hashlib.sha256(self._identity + str(max_length).encode()).hexdigest()
-
-
-def _unused_characters(messages: Sequence[Message], wanted: int) -> list[str]:
-    text = "".join(message["content"] for message in messages)
-    free = _NONCHARACTERS[:wanted]
-    if any(char in text for char in free):
-        free = tuple(char for char in _NONCHARACTERS if char not in text)[:wanted]
-    if len(free) < wanted:
-        raise TemplateRefusedError("a message holds all of Unicode's 32 noncharacters")
-    return list(free)
-
-
-def _unmark(marked: str, opens: str, closes: str, breaks: str) -> _Rendered:
-    """Take the marks out of a rendered chat and keep where they stood."""
-    spans: list[Span] = []
-    quoted: list[int] = []
-    length = begun = 0
-    parts = re.split(f"([{opens}{closes}{breaks}])", marked)
-    for part in parts:
-        if part == opens:
-            begun = length
-        elif part == closes:
-            spans.append((begun, length))
-        elif breaks and part == breaks:
-            quoted.append(length - 1)  # the break stands behind the special token's first character
-        else:
-            length += len(part)
-    return _Rendered("".join(parts[::2]), spans, quoted)

@@ -16,7 +16,7 @@ from core.formats import RowProblem
 from core.validation.result import MAX_EXAMPLES, Issues
 from core.validation.rows import TrainingRow
 
-_CONTROL = re.compile(r"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_CONTROL = bytes([*range(1, 9), 11, 12, *range(14, 32), 127])
 _SCRIPTS = re.compile(
     "(?P<latin>[A-Za-z\u00c0-\u024f])|(?P<greek>[\u0370-\u03ff])|(?P<cyrillic>[\u0400-\u052f])|(?P<hebrew>[\u0590-\u05ff])"
     "|(?P<arabic>[\u0600-\u06ff])|(?P<devanagari>[\u0900-\u097f])|(?P<kana>[\u3040-\u30ff])|(?P<han>[\u4e00-\u9fff])"
@@ -27,6 +27,7 @@ _LONGEST_HOLD = 0.5  # share of all answers' characters that the longest 5 % may
 _CLASS_CHARS = 32
 _CLASSES_KEPT = 10_000
 _DEGENERATE = re.compile(r"(.{1,20}?)\1{49,}", re.DOTALL)
+_SHAPES = {False: ("1 turn", "2 turns"), True: ("system 1 turn", "system 2 turns")}  # two stand for more
 
 
 @dataclass(slots=True)
@@ -53,17 +54,17 @@ class ContentChecks:
         messages = row.get("messages") or [{"role": "assistant", "content": row["text"]}]
         texts = [message["content"] for message in messages]
         answers = [m["content"] for m in messages if m["role"] == "assistant"]
-        if any(_CONTROL.search(text) for text in texts):
+        written = "".join(texts).encode()
+        if len(written.translate(None, _CONTROL)) < len(written):
             self._note("control_characters", line)
-        if any(len(answer) >= 50 and _DEGENERATE.match(answer.strip()[:2_000]) for answer in answers):
+        if any([_is_degenerate(answer) for answer in answers]):
             self._note("degenerate_answer", line)
         last = answers[-1].strip()
         if len(last) <= _CLASS_CHARS and (last in self._classes or len(self._classes) < _CLASSES_KEPT):
             self._classes[last] += 1
-        script = _SCRIPTS.search(last)
-        self._scripts[str(script.lastgroup) if script else "other"] += 1
+        self._scripts[_script(last)] += 1
         self._lengths.append(sum(map(len, answers)))
-        self._shapes[f"{'system ' if messages[0]['role'] == 'system' else ''}{min(len(answers), 2)} turns"] += 1
+        self._shapes[_SHAPES[messages[0]["role"] == "system"][len(answers) > 1]] += 1
 
     def _note(self, code: str, line: int) -> None:
         seen = self._seen.setdefault(code, _Seen())
@@ -116,3 +117,17 @@ class ContentChecks:
                 f"(p50 {p50}, p95 {p95}, longest {int(lengths[-1])})"
             )
             self._seen["answer_lengths"] = _Seen(len(longest), words=words)
+
+
+def _script(text: str) -> str:
+    """The script of the first letter."""
+    if text[:1].isascii() and text[:1].isalpha():
+        return "latin"
+    found = _SCRIPTS.search(text)
+    return str(found.lastgroup) if found else "other"
+
+
+def _is_degenerate(answer: str) -> bool:
+    """One thing of at most 20 characters over and over; then its beginning stands again shortly after."""
+    begin = answer.strip()[:2_000] if len(answer) >= 50 else ""
+    return begin[:20] in begin[1:41] and _DEGENERATE.match(begin) is not None

@@ -10,10 +10,11 @@ First pass: strict JSON, schema, order of turns, hashes, contamination, the held
 
 import gc
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol  # JSON values
+from typing import Any  # JSON values
 
 import numpy as np
 
@@ -24,29 +25,20 @@ from core.lineage import Sidecar, SidecarError, check_claims
 from core.validation.content import ContentChecks
 from core.validation.detection import Detection, must_be_named, named_spec, spec_by_pattern, too_few_fit
 from core.validation.held_out import HeldOutDraw
-from core.validation.labels import LabelAudit, TokenStats
-from core.validation.layer_one import LayerOne, canonical_rows
+from core.validation.labels import LabelAudit, Started, TokenStats
+from core.validation.layer_one import LayerOne, canonical_rows, identified
 from core.validation.masks import RoleTokens, painted
-from core.validation.plan import Plan
+from core.validation.plan import Plan, Sinks
 from core.validation.result import MAX_EXAMPLES, MAX_EXPLAINED, Issues, ValidationResult
-from core.validation.rows import TrainingRow, rename_columns, row_sha256, shaped
+from core.validation.rows import TrainingRow, rename_columns, shaped
 from core.validation.sample import AUDITED_ROWS, RowSample
 from core.validation.specs import DatasetSpec
 
 _UNREAD = RowProblem("spec_unknown", "no spec is known")
 _MIN_DUPLICATE_ROWS = 10
+_ENCODED_ROWS, _ENCODED_BYTES = 512, 1 << 20  # at a time
 _TEMPLATE_TOKENS = 64  # beyond these, a row has no more tokens than its canonical JSON has bytes
-
-
 Todo = tuple[int, int, bytes, TrainingRow]  # row number, line, SHA-256, row
-
-
-class Sinks(Protocol):
-    """Where an accepted file's rows go."""
-
-    def held_out(self, row_number: int, row_hash: bytes, row: TrainingRow) -> None: ...
-    def train(self, row_numbers: Sequence[int], row_hashes: Sequence[bytes], encoded: Sequence[Encoded]) -> None: ...
-    def set_aside(self, row_number: int, line: int, problem: RowProblem, value: object) -> None: ...
 
 
 class _Stop(Exception):
@@ -270,9 +262,11 @@ class Inspection:
 
     def _count_duplicates(self) -> None:
         """Rows that stand in the file again; more than half of them is a mistake, whatever the settings say."""
+        if self._content is None:
+            return
         total = len(self._keys)
         self._duplicates = total - len(np.unique(np.frombuffer(self._keys, dtype=np.uint64))) if total else 0
-        if self._content is not None and total >= _MIN_DUPLICATE_ROWS and self._duplicates * 2 > total:
+        if total >= _MIN_DUPLICATE_ROWS and self._duplicates * 2 > total:
             message = f"{self._duplicates} of {total} rows stand in the file before"
             raise _Stop(RowProblem("duplicate_rows", message, fix="keep one of each; epochs repeat rows"))
 
@@ -301,29 +295,45 @@ class Inspection:
                 continue
             todo.append((number, line, b"", row))
             if len(todo) >= AUDITED_ROWS:
-                self._encode(todo, keep=False)
+                self._encode(todo)
                 todo = []
-        self._encode(todo, keep=False)
+        self._encode(todo)
 
     def _encode_all(self, chosen: Mapping[bytes, list[int]]) -> None:
+        """Encode every row to train: the tokenizer reads some in its own thread while others are looked at."""
         self._counted = self._sample.numbers
+        audit = self._audit()
+        before: list[tuple[list[Todo], Started]] = []
+        with ThreadPoolExecutor(1) as pool:
+            for todo in self._chunks_to_train(chosen):
+                if audit is not None:
+                    before.append((todo, audit.start([row for *_, row in todo], pool)))
+                    if len(before) > 1:
+                        self._take(*before.pop(0), audit, keep=True)
+            if audit is not None and before:
+                self._take(*before[0], audit, keep=True)
+
+    def _chunks_to_train(self, chosen: Mapping[bytes, list[int]]) -> Iterator[list[Todo]]:
+        """The rows to train, some hundred at a time; held-out ones are handed on, all others looked at."""
+        todo: list[Todo] = []
+        size = 0
         for batch in self._reader.batches():
-            todo: list[Todo] = []
-            for offset, value in enumerate(batch.values):
-                number = batch.first + offset
-                if isinstance(value, RowProblem) or number in self._bad:
-                    continue
-                row = self._training(value)
-                digest = row_sha256(row)
+            for number, digest, row in identified(self.spec, self.columns, batch, self._bad) if self.spec else ():
+                line = batch.lines[number - batch.first]
                 if digest in chosen:
                     self._hold_out(number, digest, row)
                     continue
                 if self._content is not None:
-                    self._content.look(batch.lines[offset], row)
+                    self._content.look(line, row)
                 if self._plan.looks is not None:
-                    self._plan.looks.look(batch.lines[offset], digest, row)
-                todo.append((number, batch.lines[offset], digest, row))
-            self._encode(todo, keep=True)
+                    self._plan.looks.look(line, digest, row)
+                todo.append((number, line, digest, row))
+            size += len(batch.text or b"")
+            if size >= _ENCODED_BYTES or len(todo) >= _ENCODED_ROWS:
+                yield todo
+                todo, size = [], 0
+        if todo:
+            yield todo
 
     def _training(self, value: Mapping[str, Any]) -> TrainingRow:
         assert self.spec is not None  # noqa: S101  # _judge_first_pass stops a file without one
@@ -333,17 +343,21 @@ class Inspection:
         if self._sinks is not None:
             self._sinks.held_out(number, digest, row)
 
-    def _encode(self, todo: list[Todo], *, keep: bool) -> None:
-        if self._plan.encoder is None or not todo:
-            return
+    def _encode(self, todo: list[Todo]) -> None:
         audit = self._audit()
-        quoting = [line for _, line, _, row in todo if self._plan.encoder.quotes_special(row)]
+        if audit and todo:
+            self._take(todo, audit.start([row for *_, row in todo], None), audit, keep=False)
+
+    def _take(self, todo: list[Todo], begun: Started, audit: LabelAudit, *, keep: bool) -> None:
+        """Judge encoded rows, and hand them on."""
+        encoder = audit.encoder
+        quoting = [line for _, line, _, row in todo if encoder.quotes_special(row)]
         if quoting:
             self.issues.warn("special_tokens_in_text", len(quoting), quoting)
         kept: list[Encoded] = []
         numbers: list[int] = []
         digests: list[bytes] = []
-        for (number, line, digest, row), encoded in zip(todo, audit.encode([row for *_, row in todo]), strict=True):
+        for (number, line, digest, row), encoded in zip(todo, audit.finish(begun), strict=True):
             if isinstance(encoded, RowProblem):
                 self._unfit(number, line, row, encoded)
                 continue
@@ -353,13 +367,14 @@ class Inspection:
             if self._roles is not None and number in self._counted:
                 self._roles.add([row])
             if len(self.masks) < self._plan.show_mask:
-                self.masks.append(painted(self._plan.encoder, line, row, encoded))
+                self.masks.append(painted(encoder, line, row, encoded))
         if keep and self._sinks is not None:
             self._sinks.train(numbers, digests, kept)
 
-    def _audit(self) -> LabelAudit:
+    def _audit(self) -> LabelAudit | None:
         plan = self._plan
-        assert plan.encoder is not None  # noqa: S101  # _encode asked
+        if plan.encoder is None:
+            return None
         audit = LabelAudit(plan.encoder, max_length=plan.max_length, too_long=plan.too_long)
         audit.stats = self.stats
         return audit

@@ -1,13 +1,14 @@
 """How many tokens of each row would be trained: the label audit and the token statistics (arrow: intake, layer 2)."""
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any  # JSON values
 
 import numpy as np
 
-from core.chat_templates import ChatEncoder, Encoded
+from core.chat_templates import ChatEncoder, Encoded, Prepared
 from core.errors import DropforgeError
 from core.formats.rows import RowProblem
 from core.jinja_sandbox import TemplateRefusedError
@@ -27,12 +28,12 @@ class TokenStats:
     chat_rows: int = 0
     fully_trained_chat_rows: int = 0
 
-    def add(self, encoded: Encoded, *, is_chat: bool) -> None:
-        trained = int(encoded.mask.sum())
-        self.lengths.append(len(encoded.ids))
+    def add(self, tokens: int, trained: int, *, is_chat: bool) -> None:
+        """Count a row of so many tokens."""
+        self.lengths.append(tokens)
         self.trained += trained
         self.chat_rows += is_chat
-        self.fully_trained_chat_rows += is_chat and trained == len(encoded.ids)
+        self.fully_trained_chat_rows += is_chat and trained == tokens
 
     def as_dict(self) -> dict[str, Any]:
         """The contract's `tokens`."""
@@ -59,6 +60,16 @@ class TokenStats:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Rows being encoded. `work`: the tokenizer's answer, now or later; without `prepared`, rows that are done."""
+
+    rows: Sequence[TrainingRow]
+    hopeless: Sequence[RowProblem | None]
+    prepared: Prepared | None
+    work: Any  # Encodings, a Future of them, or done rows
+
+
 class LabelAudit:
     """Encodes rows and judges their labels.
 
@@ -68,31 +79,50 @@ class LabelAudit:
     """
 
     def __init__(self, encoder: ChatEncoder, *, max_length: int, too_long: str) -> None:
-        self._encoder = encoder
+        self.encoder = encoder
         self._max_length = max_length
         self._too_long = too_long
         self.stats = TokenStats()
 
     def encode(self, rows: Sequence[TrainingRow]) -> list[Encoded | RowProblem]:
         """Encode rows that will be trained; a RowProblem where one cannot be, with code "dropped" for a dropped one."""
-        hopeless = {index: self._hopeless(row) for index, row in enumerate(rows)}
-        encoded = iter(self._encode([row for index, row in enumerate(rows) if hopeless[index] is None]))
-        return [hopeless[index] or self._judge(row, next(encoded)) for index, row in enumerate(rows)]
+        return self.finish(self.start(rows, None))
+
+    def start(self, rows: Sequence[TrainingRow], pool: Executor | None) -> Started:
+        """Begin to encode rows: with a pool, the tokenizer reads them in another thread until `finish`."""
+        hopeless = [self._hopeless(row) for row in rows]
+        sound = [row for row, problem in zip(rows, hopeless, strict=True) if problem is None]
+        try:
+            prepared = self.encoder.prepare(sound)
+        except TemplateRefusedError:
+            return Started(rows, hopeless, None, [self._encode_one(row) for row in sound])
+        if pool is None:
+            return Started(rows, hopeless, prepared, self.encoder.tokenize(prepared))
+        return Started(rows, hopeless, prepared, pool.submit(self.encoder.tokenize, prepared))
+
+    def finish(self, started: Started) -> list[Encoded | RowProblem]:
+        """The rows given to `start`, as `encode` gives them back."""
+        work = started.work.result() if isinstance(started.work, Future) else started.work
+        encoded = iter(work if started.prepared is None else self._label(started.prepared, work))
+        pairs = zip(started.rows, started.hopeless, strict=True)
+        return [problem or self._judge(row, next(encoded)) for row, problem in pairs]
+
+    def _label(self, prepared: Prepared, encodings: Any) -> Sequence[Encoded | RowProblem]:  # of tokenizers
+        try:
+            return self.encoder.label(prepared, encodings)
+        except TemplateRefusedError:
+            return [self._encode_one(dict(row)) for row in prepared.rows]
 
     def _hopeless(self, row: TrainingRow) -> RowProblem | None:
         """Refuse a row that is over the length whatever its tokens are: megabytes without a space take minutes."""
-        least = 0 if self._too_long == "truncate" else self._encoder.least_tokens(row)
+        if sum([len(turn["content"]) for turn in row.get("messages", ())]) <= self._max_length and "text" not in row:
+            return None  # the least number of tokens is never more than that of characters
+        least = 0 if self._too_long == "truncate" else self.encoder.least_tokens(row)
         return self._over_length(least) if least > self._max_length else None
-
-    def _encode(self, rows: Sequence[TrainingRow]) -> Iterable[Encoded | RowProblem]:
-        try:
-            return self._encoder.encode_rows(rows)
-        except TemplateRefusedError:
-            return [self._encode_one(row) for row in rows]
 
     def _encode_one(self, row: TrainingRow) -> Encoded | RowProblem:
         try:
-            return self._encoder.encode_row(row)
+            return self.encoder.encode_row(row)
         except DropforgeError as error:
             return RowProblem("template_refused", error.message, None, "$.messages", "write it as the template asks")
 
@@ -104,9 +134,10 @@ class LabelAudit:
                 return self._over_length(len(encoded.ids))
             encoded = Encoded(encoded.ids[: self._max_length], encoded.mask[: self._max_length])
             self.stats.truncated_rows += 1
-        if not encoded.mask.any():
+        trained = encoded.mask.tobytes().count(1)  # numpy's own count has a cost for each call
+        if not trained:
             return RowProblem("nothing_to_train", "no token of this row would be trained", None, "$.messages")
-        self.stats.add(encoded, is_chat="messages" in row)
+        self.stats.add(len(encoded.ids), trained, is_chat="messages" in row)
         return encoded
 
     def _over_length(self, tokens: int) -> RowProblem:

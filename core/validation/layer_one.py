@@ -3,9 +3,10 @@
 A batch that is plainly good is checked by one call of the compiled schema; any doubt and each row is looked at alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import sha256
 from typing import Any  # rows are JSON
 
 import jsonschema_rs
@@ -14,7 +15,15 @@ import orjson
 from core.formats import Batch, RowProblem
 from core.formats.rows import Value
 from core.validation.contamination import SuiteIndex
-from core.validation.rows import TrainingRow, canonical_json, order_problem, rename_columns, shaped
+from core.validation.rows import (
+    TrainingRow,
+    canonical_json,
+    order_problem,
+    rename_columns,
+    row_sha256,
+    shaped,
+    training_row,
+)
 from core.validation.specs import DatasetSpec
 from core.validation.typed_rows import PlainRows, typed_rows
 
@@ -39,8 +48,7 @@ class LayerOne:
 
     def canonical(self, batch: Batch) -> list[bytes] | None:
         """The canonical JSON of a batch's training rows when all of them are plainly good; None sends it to `check`."""
-        typed = None if self.columns or batch.text is None else typed_rows(self.spec)
-        found = typed.read(batch.text, len(batch.lines)) if typed and batch.text is not None else None
+        found = plain_rows(self.spec, self.columns, batch)
         if found is None:
             return None
         if self.suites.by_prompt and self._any_item(found):
@@ -50,12 +58,8 @@ class LayerOne:
 
     def _any_item(self, rows: PlainRows) -> bool:
         """Does one of these rows ask what a suite asks?"""
-        if self.grams and self.suites.by_gram:
-            asked = rows.texts
-        elif self.suites.may_hit_any(rows.openings):
-            asked = [text for text, first in zip(*rows, strict=True) if self.suites.may_hit(first)]
-        else:
-            return False
+        overlaps = self.grams and bool(self.suites.by_gram)
+        asked = rows.texts if overlaps else [rows.texts[index] for index in self.suites.suspects(rows.openings)]
         return any(self._suite_item(orjson.loads(text)) for text in asked)
 
     def check(self, values: Sequence[Value]) -> list[Checked]:
@@ -86,6 +90,27 @@ class LayerOne:
 
     def _suite_item(self, row: TrainingRow) -> str | None:
         return self.suites.hit(row) or (self.suites.overlap(row) if self.grams else None)
+
+
+def plain_rows(spec: DatasetSpec, columns: Mapping[str, str], batch: Batch) -> PlainRows | None:
+    """A batch by the typed road; None where that does not take it."""
+    typed = None if columns or batch.text is None else typed_rows(spec)
+    return typed.read(batch.text, len(batch.lines)) if typed and batch.text is not None else None
+
+
+def identified(
+    spec: DatasetSpec, columns: Mapping[str, str], batch: Batch, bad: Collection[int]
+) -> Iterator[tuple[int, bytes, TrainingRow]]:
+    """The training rows of a batch but those that the first pass found bad: (row number, SHA-256, row)."""
+    plain = plain_rows(spec, columns, batch)
+    for number, value in enumerate(plain.texts if plain is not None else batch.values, batch.first):
+        if number in bad or isinstance(value, RowProblem):
+            continue
+        if isinstance(value, bytes):
+            yield number, sha256(value).digest(), orjson.loads(value)
+        else:
+            row = training_row(value, spec, columns)
+            yield number, row_sha256(row), row
 
 
 def _all_valid(spec: DatasetSpec, rows: Sequence[object]) -> bool:

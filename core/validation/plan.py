@@ -1,11 +1,14 @@
 """How a file is to be inspected: everything the settings, the run and the caller decide (arrow: intake)."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from core.chat_templates import ChatEncoder
+from core.chat_templates import ChatEncoder, Encoded
+from core.formats import RowProblem
 from core.validation.contamination import SuiteIndex
 from core.validation.looks import Looks
+from core.validation.rows import TrainingRow
 from core.validation.specs import DatasetSpec
 
 LEVELS = ("quick", "standard", "deep")
@@ -34,3 +37,11 @@ class Plan:
     show_mask: int = 0
     limits: Mapping[str, float] = field(default_factory=dict)
     looks: Looks | None = None  # what takes long and may refuse the file, or is asked for by `check`
+
+
+class Sinks(Protocol):
+    """Where an accepted file's rows go."""
+
+    def held_out(self, row_number: int, row_hash: bytes, row: TrainingRow) -> None: ...
+    def train(self, row_numbers: Sequence[int], row_hashes: Sequence[bytes], encoded: Sequence[Encoded]) -> None: ...
+    def set_aside(self, row_number: int, line: int, problem: RowProblem, value: object) -> None: ...

@@ -294,9 +294,10 @@ def test_the_fast_path_without_offsets_gives_what_offsets_give(pair: list[ChatEn
     fast, slow = pair
     say = say.encode("utf-8", "ignore").decode() or "x"
     row = {"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": say}]}
-    one, other = fast.encode_row(row), slow.encode_row(row)
-    assert one.ids.tolist() == other.ids.tolist()
-    assert one.mask.tolist() == other.mask.tolist()
+    rows = [row, {"messages": CHATS[0]}, row, {"messages": CHATS[1]}]
+    for one, other in zip(fast.encode_rows(rows), map(slow.encode_row, rows), strict=True):
+        assert one.ids.tolist() == other.ids.tolist()
+        assert one.mask.tolist() == other.mask.tolist()
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from core.chat_templates import ChatEncoder, Encoded
+from core.chat_templates import ChatEncoder, Prepared
 from core.validation import TokenCache
 from core.validation.gate import encoder_for
 from gate_kit import Gates, chat, lines, save_tokenizer
@@ -179,13 +179,13 @@ def test_a_row_over_max_length_follows_the_policy(tmp_path: Path, tokenizer: Pat
 
 def test_megabytes_in_one_row_are_refused_without_being_encoded(gates: Gates, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    encode = ChatEncoder.encode_rows
+    prepare = ChatEncoder.prepare
 
-    def spy(self: ChatEncoder, rows: list[dict[str, Any]]) -> list[Encoded]:
+    def spy(self: ChatEncoder, rows: list[dict[str, Any]]) -> Prepared:
         sizes.extend(len(json.dumps(row)) for row in rows)
-        return encode(self, rows)
+        return prepare(self, rows)
 
-    monkeypatch.setattr(ChatEncoder, "encode_rows", spy)
+    monkeypatch.setattr(ChatEncoder, "prepare", spy)
     _, verdict = gates.drop(lines([chat(1), chat(2, "x" * 1_000_000)]))
     assert (verdict["code"], verdict["line"]) == ("too_long", 2)
     assert max(sizes) < 1_000
