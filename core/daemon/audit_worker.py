@@ -99,9 +99,7 @@ def _audit(job: Job, workspace: Workspace, settings: Settings, index: RowIndex) 
     except (DropforgeError, OSError):
         raise  # the machine's trouble: the daemon starts us again
     except Exception as error:  # noqa: BLE001  # the loop's edge: whatever a file does here, the next one has its turn
-        frames = "".join(
-            traceback.format_tb(error.__traceback__)[-6:]
-        )  # no words of the error: no row
+        frames = "".join(traceback.format_tb(error.__traceback__)[-6:])  # no words of the error: no row
         logger.error("the audit of %s raised %s\n%s", job.job_id, type(error).__name__, frames)
         note_unreadable(job.job_id, f"the audit itself failed ({type(error).__name__})", workspace, index)
 
