@@ -6,6 +6,7 @@ Writes   status/audits/<job_id>.json (its one writer; the daemon merges it into 
 Errors   DataError for a job whose rows cannot be read any more; StorageError, OSError of the disk
 """
 
+import os
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from core.atomic import write_bytes, write_json
 from core.errors import DataError, DropforgeError, ResourceError
-from core.job_queue import Job, JobQueue
+from core.job_queue import Job, JobQueue, is_job_id
 from core.paths import Workspace, display_name
 from core.settings import Settings
 from core.status import iso_now
@@ -62,9 +63,10 @@ def _name(queue: JobQueue, job_id: str) -> str:
 
 
 def not_indexed(index: RowIndex, workspace: Workspace, job_id: str | None) -> set[str]:
-    """Jobs before this one whose rows are not in the index yet."""
-    queued = {job.job_id for job in JobQueue(workspace).all_jobs() if job.lane not in _NOT_TRAINED}
-    return {other for other in queued - index.job_ids if other < (job_id or _NEWEST)}
+    """Jobs before this one whose rows are not in the index yet, those among them that are still in the gates."""
+    known = {job.job_id for job in JobQueue(workspace).all_jobs() if job.lane not in _NOT_TRAINED}
+    known |= {name for name in os.listdir(workspace.claim_dir) if is_job_id(name)}
+    return {other for other in known - index.job_ids if other < (job_id or _NEWEST)}
 
 
 @contextmanager

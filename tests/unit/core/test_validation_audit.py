@@ -166,9 +166,23 @@ def test_a_limit_makes_the_gate_look_and_wait_for_the_index(tmp_path: Path, toke
     assert "20 in files before it (most in old.jsonl)" in verdict["message"]
     assert "validation.limits.near_duplicate allows 20.00%" in verdict["message"]
     assert not [path for path in again.iterdir() if path.name.startswith(".rows")]
-    same = farm.run(farm.claim(lines(tell(i) for i in range(20)), name="other.jsonl")).verdict
+    shutil.rmtree(again)
+    once_more = farm.claim(lines(tell(i) for i in range(20)), name="other.jsonl")
+    same = farm.run(once_more).verdict
+    shutil.rmtree(once_more)
     assert (same["state"], same["code"]) == ("rejected", "seen_before")
     assert farm.drop(lines(tell(100 + i) for i in range(20)))[1]["state"] == "queued"
+
+
+def test_a_file_that_is_still_in_the_gates_is_waited_for_by_those_after_it(tmp_path: Path, tokenizer: Path) -> None:
+    farm = make_farm(tmp_path, tokenizer, limits={"near_duplicate": 0.2})
+    first = farm.claim(lines(tell(i) for i in range(20)))
+    second = farm.claim(lines(tell(i, "tonight") for i in range(20)))
+    assert farm.run(first).state == "queued"  # and not yet in its lane
+    with pytest.raises(IndexBehindError):
+        farm.run(second)
+    shutil.rmtree(first)
+    assert farm.run(second).state == "queued"
 
 
 def test_without_a_limit_nothing_of_it_is_waited_for(farm: Gates) -> None:
