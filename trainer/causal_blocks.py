@@ -42,7 +42,7 @@ class CausalBlocks(torch.autograd.Function):
     def forward(
         ctx: Any, q_THC: Tensor, k_TGC: Tensor, v_TGC: Tensor, groups: tuple[GroupOnDevice, ...], scale: float
     ) -> Tensor:
-        heads = k_TGC.shape[1]
+        heads, behind = k_TGC.shape[1], _behind(q_THC)
         out_THC = q_THC.new_empty(q_THC.shape)
         kept: list[Tensor | None] = []
         for group in groups:
@@ -51,7 +51,7 @@ class CausalBlocks(torch.autograd.Function):
             kept += (q_QRLC, k_QLC, v_QLC)
             for begin, end in _blocks(group):
                 q_QnC = q_QRLC[:, :, begin:end].flatten(1, 2)
-                p_Qnm = _probabilities(q_QnC, k_QLC[:, :end], end - begin, scale)
+                p_Qnm = _probabilities(q_QnC, k_QLC[:, :end], behind[: end - begin, : end - begin], scale)
                 out_QRLC[:, :, begin:end] = torch.bmm(p_Qnm, v_QLC[:, :end]).view_as(out_QRLC[:, :, begin:end])
                 kept.append(p_Qnm if group.longest <= KEPT_TOKENS else None)
             _put(out_QRLC, group, out_THC)
@@ -63,7 +63,7 @@ class CausalBlocks(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (d_out_THC,) = gradients
         saved: Iterator[Any] = iter(ctx.saved_tensors)  # in the order of forward
-        scale = ctx.scale
+        scale, behind = ctx.scale, _behind(d_out_THC)
         into: list[Tensor] = []
         for group in ctx.groups:
             q_QRLC, k_QLC, v_QLC = next(saved), next(saved), next(saved)
@@ -79,7 +79,7 @@ class CausalBlocks(torch.autograd.Function):
                 k_QmC, v_QmC = k_QLC[:, :end], v_QLC[:, :end]
                 p_Qnm = next(saved)
                 if p_Qnm is None:
-                    p_Qnm = _probabilities(q_QnC, k_QmC, rows, scale)
+                    p_Qnm = _probabilities(q_QnC, k_QmC, behind[:rows, :rows], scale)
                 d_v_QLC[:, :end].baddbmm_(p_Qnm.mT, d_out_QnC)
                 d_p_Qnm = torch.bmm(d_out_QnC, v_QmC.mT)
                 d_s_Qnm = torch._softmax_backward_data(d_p_Qnm, p_Qnm, -1, p_Qnm.dtype)
@@ -96,11 +96,16 @@ def _blocks(group: GroupOnDevice) -> Iterator[tuple[int, int]]:
         yield begin, min(begin + BLOCK, group.longest)
 
 
-def _probabilities(q_QnC: Tensor, k_QmC: Tensor, rows: int, scale: float) -> Tensor:
-    """softmax(scale q k) of the last `rows` places before key m, hidden from the keys behind each."""
-    s_Qnm = torch.bmm(q_QnC, k_QmC.mT).mul_(scale)
-    behind = torch.ones(rows, rows, dtype=torch.bool, device=s_Qnm.device).triu_(1)
-    s_Qnm.view(len(s_Qnm), -1, rows, s_Qnm.shape[2])[..., -rows:].masked_fill_(behind, -torch.inf)
+def _behind(like: Tensor) -> Tensor:
+    """What is added to the scores of a block's own keys: nothing, or minus infinity for those behind the query."""
+    return like.new_full((BLOCK, BLOCK), -torch.inf).triu_(1)
+
+
+def _probabilities(q_QnC: Tensor, k_QmC: Tensor, behind: Tensor, scale: float) -> Tensor:
+    """softmax(scale q k), where the block's own keys, the last ones, are hidden from the queries before them."""
+    rows = len(behind)
+    s_Qnm = torch.baddbmm(q_QnC.new_zeros(()), q_QnC, k_QmC.mT, beta=0, alpha=scale)
+    s_Qnm.view(len(s_Qnm), -1, rows, s_Qnm.shape[2])[..., -rows:].add_(behind)
     return torch.softmax(s_Qnm, -1)
 
 
