@@ -58,10 +58,12 @@ def commit_tiny(
         for name, tensor in weights.items():
             weights[name] = tensor if "norm" in name else tensor * scale
         save_file(weights, staged / "model.safetensors", {"format": "pt"})
-    return _commit(catalogue, staged, step, parent)
+    return commit_folder(catalogue, staged, step, parent)
 
 
-def commit_adapter(workspace: Workspace, step: int, parent: Checkpoint, base: Checkpoint) -> Checkpoint:
+def commit_adapter(
+    workspace: Workspace, step: int, parent: Checkpoint, base: Checkpoint, std: float = 0.5
+) -> Checkpoint:
     """Commit a LoRA adapter of the base with random weights on both sides, so that it changes answers."""
     catalogue = Catalogue(workspace, "main")
     staged = catalogue.stage(step)
@@ -69,15 +71,17 @@ def commit_adapter(workspace: Workspace, step: int, parent: Checkpoint, base: Ch
     adapted = add_adapter(model, rank=4, seed=step, base_folder=base.folder)
     for name, tensor in adapted.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(tensor, std=0.5, generator=torch.Generator().manual_seed(step))
+            torch.nn.init.normal_(tensor, std=std, generator=torch.Generator().manual_seed(step))
     adapted.save_pretrained(staged)
     (staged / "README.md").unlink(missing_ok=True)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
-        (staged / name).write_bytes((base.folder / name).read_bytes())
-    return _commit(catalogue, staged, step, parent)
+        if (base.folder / name).exists():
+            (staged / name).write_bytes((base.folder / name).read_bytes())
+    return commit_folder(catalogue, staged, step, parent)
 
 
-def _commit(catalogue: Catalogue, staged: Path, step: int, parent: Checkpoint | None) -> Checkpoint:
+def commit_folder(catalogue: Catalogue, staged: Path, step: int, parent: Checkpoint | None) -> Checkpoint:
+    """Commit a staged folder of weights and tokenizer as a step of the run."""
     (staged / "trained_rows.npy").write_bytes(b"")
     base = {"name": "dropforge-tiny", "sha256": None} if parent is None else parent.manifest["base"]
     return catalogue.commit(

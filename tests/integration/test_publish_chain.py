@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,8 @@ import requests
 
 from core.checkpoints import Checkpoint
 from core.paths import Workspace
-from serving_rig import ServerProcess, commit_adapter, free_port, ready_root, running
+from loopback_ssh import LoopbackSshd, loopback_sshd, write_hosts
+from serving_rig import ServerProcess, commit_adapter, ready_root, running
 
 pytestmark = pytest.mark.slow
 
@@ -234,52 +235,13 @@ def stream_once(server: ServerProcess) -> tuple[str, str, set[str]]:
 
 
 @pytest.fixture
-def sshd(tmp_path: Path, wait_until: Callable[..., None]) -> Iterator[dict[str, object]]:
-    """A real sshd on a loopback port with throw-away keys."""
-    folder = tmp_path / "ssh"
-    folder.mkdir(mode=0o700)
-    for name in ("host_key", "client_key", "other_key"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
-    port = free_port()
-    (folder / "authorized_keys").write_bytes((folder / "client_key.pub").read_bytes())
-    (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} " + (folder / "host_key.pub").read_text())
-    config = folder / "sshd_config"
-    config.write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host_key\nPidFile {folder}/pid\nStrictModes no\n"
-        f"AuthorizedKeysFile {folder}/authorized_keys\nPasswordAuthentication no\nUsePAM no\nPermitRootLogin yes\n"
-    )
-    Path("/run/sshd").mkdir(exist_ok=True)
-    log = (folder / "log").open("wb")
-    process = subprocess.Popen(["/usr/sbin/sshd", "-D", "-e", "-f", config], stdout=log, stderr=log)
-    wait_until(lambda: b"listening" in (folder / "log").read_bytes(), what="sshd")
-    yield {"port": port, "folder": folder}
-    process.terminate()
-    process.wait(10)
-    log.close()
-
-
-def write_hosts(root: Workspace, server: ServerProcess, sshd: dict[str, object]) -> Path:
-    models_dir = root.root.parent / "other-machine" / "served"
-    hosts = {
-        "forge": {"host": "localhost", "role": "trainer"},
-        "serve": {
-            "host": "127.0.0.1",
-            "role": "inference",
-            "ssh_user": "root",
-            "ssh_port": sshd["port"],
-            "ssh_key": f"{sshd['folder']}/client_key",
-            "ssh_known_hosts": f"{sshd['folder']}/known_hosts",
-            "models_dir": str(models_dir),
-            "services": {"inference": {"port": server.port}},
-        },
-    }
-    root.hosts_file.parent.mkdir(exist_ok=True)
-    root.hosts_file.write_text(json.dumps({"hosts": hosts, "local_host": "forge"}))
-    return models_dir
+def sshd(tmp_path: Path) -> Iterator[LoopbackSshd]:
+    with loopback_sshd(tmp_path / "ssh") as process:
+        yield process
 
 
 def test_over_ssh_the_checkpoint_reaches_the_other_machine_and_a_foreign_host_key_stops_everything(
-    root: Workspace, sshd: dict[str, object]
+    root: Workspace, sshd: LoopbackSshd
 ) -> None:
     server = ServerProcess(root, env={"INFERENCE_API_KEY": "answers", "INFERENCE_ADMIN_KEY": "admin"})
     models_dir = write_hosts(root, server, sshd)
@@ -291,8 +253,8 @@ def test_over_ssh_the_checkpoint_reaches_the_other_machine_and_a_foreign_host_ke
         assert (models_dir / "current").is_symlink()
         key = {"Authorization": "Bearer answers"}
         assert server.get("/v1/checkpoints", headers=key).json()["serving"] == ids(root)[0]
-        folder = Path(str(sshd["folder"]))
-        (folder / "known_hosts").write_text(f"[127.0.0.1]:{sshd['port']} " + (folder / "other_key.pub").read_text())
+        stranger = (sshd.folder / "other_key.pub").read_text()
+        (sshd.folder / "known_hosts").write_text(f"[127.0.0.1]:{sshd.port} " + stranger)
         refused = server.publish("10")
         assert refused.returncode == 1
         assert "host key is not the known one" in refused.stderr
