@@ -29,6 +29,7 @@ from core.validation.row_index import RowIndex
 logger = logging.getLogger(__name__)
 
 _LOWEST = 19
+_MOVES = 5  # a job passes through no more lanes while it is read
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,7 +67,7 @@ def run(workspace: Workspace, settings: Settings) -> None:
     while jobs := [job for job in waiting_for_audit(workspace, index) if job.job_id not in tried]:
         for job in jobs:
             tried.add(job.job_id)
-            _audit(job, workspace, settings, index)
+            _audit(job.job_id, workspace, settings, index)
         index.compact()
 
 
@@ -84,24 +85,35 @@ def audited_jobs(workspace: Workspace) -> set[str]:
         return set()
 
 
-def _audit(job: Job, workspace: Workspace, settings: Settings, index: RowIndex) -> None:
-    try:
+def _audit(job_id: str, workspace: Workspace, settings: Settings, index: RowIndex) -> None:
+    """Audit one job; it may move from lane to lane meanwhile."""
+    queue = JobQueue(workspace)
+    for _ in range(_MOVES):
         try:
-            audit_job(JobQueue(workspace).find(job.job_id), workspace, settings, index)
-        except (FileNotFoundError, DataError):  # it moved to another lane while it was looked for: once more
-            audit_job(JobQueue(workspace).find(job.job_id), workspace, settings, index)
-    except NotFoundError:
-        logger.info("%s went back into the gates", job.job_id)
-    except (DataError, MissingToolError, FileNotFoundError) as error:
-        logger.warning("%s cannot be audited: %s", job.job_id, error)
-        reason = str(error.strerror) if isinstance(error, FileNotFoundError) else error.message
-        note_unreadable(job.job_id, reason, workspace, index)
-    except (DropforgeError, OSError):
-        raise  # the machine's trouble: the daemon starts us again
-    except Exception as error:  # noqa: BLE001  # the loop's edge: whatever a file does here, the next one has its turn
-        frames = "".join(traceback.format_tb(error.__traceback__)[-6:])  # no words of the error: no row
-        logger.error("the audit of %s raised %s\n%s", job.job_id, type(error).__name__, frames)
-        note_unreadable(job.job_id, f"the audit itself failed ({type(error).__name__})", workspace, index)
+            job = queue.find(job_id)
+        except NotFoundError:
+            logger.info("%s went back into the gates", job_id)
+            return
+        try:
+            audit_job(job, workspace, settings, index)
+            return
+        except (DropforgeError, OSError) as error:
+            if job.folder.is_dir():
+                _give_up(job_id, error, workspace, index)
+                return
+        except Exception as error:  # noqa: BLE001  # the loop's edge: whatever a file does here, the next has its turn
+            frames = "".join(traceback.format_tb(error.__traceback__)[-6:])  # no words of the error: no row
+            logger.error("the audit of %s raised %s\n%s", job_id, type(error).__name__, frames)
+            note_unreadable(job_id, f"the audit itself failed ({type(error).__name__})", workspace, index)
+            return
+
+
+def _give_up(job_id: str, error: DropforgeError | OSError, workspace: Workspace, index: RowIndex) -> None:
+    """What the job's own rows cannot give is noted; the machine's trouble ends us, and the daemon starts us again."""
+    if not isinstance(error, DataError | MissingToolError):
+        raise error
+    logger.warning("%s cannot be audited: %s", job_id, error)
+    note_unreadable(job_id, error.message, workspace, index)
 
 
 if __name__ == "__main__":

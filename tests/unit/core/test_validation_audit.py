@@ -16,6 +16,7 @@ from core.errors import StorageError
 from core.job_queue import Job, JobQueue
 from core.validation import row_index, sketches
 from core.validation.audit import IndexBehindError
+from core.validation.expected import JobRows
 from core.validation.gate import check_file
 from core.validation.leaks import leaks
 from core.validation.looks import DEEP_LOOKS, Looks
@@ -396,3 +397,23 @@ def test_no_row_keeps_the_looks_busy_or_makes_them_raise(content: str) -> None:
 def test_a_conversation_of_thousands_of_turns_is_looked_at_in_bounded_time() -> None:
     turns = [message for i in range(20_000) for message in chat(i, f"a rather long answer number {i}")["messages"]]
     assert leaks({"messages": turns}) is False
+
+
+@pytest.mark.parametrize("moment", ["verdict", "rows"])
+def test_a_job_that_moves_on_while_it_is_audited_is_followed(
+    farm: Gates, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    job = farm.queue(lines(tell(i) for i in range(9)))
+    queue, moved = JobQueue(farm.workspace), []
+    owner, name = (Job, "verdict") if moment == "verdict" else (JobRows, "with_lines")
+    real = getattr(owner, name)
+
+    def moving(self: Any) -> Any:
+        if not moved:
+            moved.append(queue.move(job, "active"))
+        return real(self)
+
+    monkeypatch.setattr(owner, name, moving)
+    audit(farm)
+    assert moved and found(farm, job)["seen_before"] == 0
+    assert RowIndex(farm.workspace.row_index_dir).job_ids == {job.job_id}
