@@ -28,6 +28,7 @@ MARGIN = 1.2
 PROCESS_BYTES = 420_000_000  # Python, torch, transformers and peft, nothing loaded: measured on the CPU build
 _FP32 = 4
 _MOMENTS = 2
+_KEYS = 192  # that a query looks at on average: in a chat corpus 142, in documents of 1,024 tokens 512
 _NF4 = 0.52  # bytes a weight: 4 bits and their scales, quantized themselves (arXiv 2305.14314, section 3)
 _LOGIT_BUFFERS = 3  # logits, their log-softmax, one temporary
 
@@ -40,6 +41,7 @@ class ModelShape:
     layers: int
     hidden: int
     intermediate: int
+    heads: int  # of the queries
     query: int  # heads x channels
     key_value: int  # key heads x channels
     vocabulary: int
@@ -79,6 +81,7 @@ def shape_of(folder: Path) -> ModelShape:
             "layers": int(text["num_hidden_layers"]),
             "hidden": int(text["hidden_size"]),
             "intermediate": int(text["intermediate_size"]),
+            "heads": heads,
             "query": heads * channels,
             "key_value": key_heads * channels,
             "vocabulary": int(text["vocab_size"]),
@@ -131,7 +134,7 @@ def needed(
     micro_batch_tokens: int = CPU_MICRO_BATCH_TOKENS,
     row_tokens: int | None = None,
 ) -> MemoryNeed:
-    """Estimate a training step with these settings, in fp32.
+    """Estimate a training step with these settings, in fp32; products in bf16 need less.
 
     Args:
         row_tokens: tokens of an average row, which with the rows of a step bounds a micro-batch; None: it is full.
@@ -142,6 +145,7 @@ def needed(
     tokens = max(micro_batch_tokens, hyper.max_length)
     if row_tokens is not None:
         tokens = min(tokens, row_tokens * hyper.batch_size * hyper.gradient_accumulation)
+    kept = _kept_per_token(shape, settings, lora)
     head = 0 if lora else shape.vocabulary * shape.hidden  # the head's own gradient, beside the embedding's
     logits = min(CHUNK_LOGITS, tokens * shape.vocabulary) * _LOGIT_BUFFERS + 2 * tokens * shape.hidden + head
     return MemoryNeed(
@@ -149,7 +153,7 @@ def needed(
         weights=_base_bytes(shape, trainer.quantize) + _FP32 * (trained if lora else 0),
         gradients=_FP32 * trained,
         optimizer=_FP32 * _MOMENTS * trained,
-        activations=_FP32 * tokens * _kept_per_token(shape, trainer.gradient_checkpointing, lora, trainer.lora_rank),
+        activations=_FP32 * tokens * kept,
         logits=_FP32 * logits,
         snapshot=_FP32 * (1 + _MOMENTS) * trained,
     )
@@ -163,18 +167,19 @@ def _base_bytes(shape: ModelShape, quantize: str | None) -> int:
     return int(_FP32 * table + _NF4 * (shape.parameters - table))
 
 
-def _kept_per_token(shape: ModelShape, recomputed: bool, lora: bool, rank: int) -> int:
+def _kept_per_token(shape: ModelShape, settings: Settings, lora: bool) -> int:
     """Numbers that the layers keep for the backward pass, for each token.
 
     A layer of the Llama family as transformers writes it: both norms keep input, normalised input and output (6 E);
-    attention keeps normed and rotated queries and keys, values, its output twice; the gated MLP keeps gate, up, their
-    activation, product.
+    attention keeps normed and rotated queries and keys, values, its output twice, and the probabilities of the keys a
+    query looks at; the gated MLP keeps gate, up, their activation, product.
     """
-    attention = 5 * shape.query + 4 * shape.key_value
+    keys = min(settings.hyperparams.max_length // 2, _KEYS)
+    attention = 5 * shape.query + 4 * shape.key_value + shape.heads * keys
     layer = 6 * shape.hidden + attention + 4 * shape.intermediate
     if lora:
-        layer += 7 * rank
-    if recomputed:
+        layer += 7 * settings.trainer.lora_rank
+    if settings.trainer.gradient_checkpointing:
         return shape.layers * shape.hidden + layer
     return shape.layers * layer + 2 * shape.intermediate
 

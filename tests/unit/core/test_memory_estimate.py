@@ -10,7 +10,14 @@ from core.memory_estimate import ModelShape, adapter_parameters, advice, needed,
 from core.settings import Settings, settings_from
 
 SHAPE = ModelShape(
-    parameters=600_000_000, layers=28, hidden=1024, intermediate=3072, query=2048, key_value=1024, vocabulary=151_936
+    parameters=600_000_000,
+    layers=28,
+    hidden=1024,
+    intermediate=3072,
+    heads=16,
+    query=2048,
+    key_value=1024,
+    vocabulary=151_936,
 )
 
 
@@ -45,6 +52,15 @@ def test_recomputed_activations_and_smaller_micro_batches_need_less() -> None:
     plain = needed(SHAPE, _settings())
     assert needed(SHAPE, _settings(gradient_checkpointing=True)).activations < plain.activations / 10
     assert needed(SHAPE, _settings(), micro_batch_tokens=2048).activations == plain.activations // 2
+
+
+def test_longer_documents_keep_more_probabilities_of_attention_up_to_a_bound() -> None:
+    short, long, longest = (
+        needed(SHAPE, settings_from({"hyperparams": {"max_length": n}}, "test")).activations for n in (64, 512, 2048)
+    )
+    per_key = 4 * 4096 * SHAPE.layers * SHAPE.heads
+    assert long - short == per_key * (192 - 32)
+    assert longest == long
 
 
 def test_the_advice_names_the_change_that_helps_most() -> None:
