@@ -69,10 +69,16 @@ class JsonlReader:
         return Batch(notes.rows, lines, values)
 
     def some(self, wanted: Collection[int]) -> Iterator[tuple[int, int, Value]]:
+        if not wanted:
+            return
         row, todo = 0, np.array(sorted(wanted))
         for first_line, block in self._blocks(None):
             count = _plain_lines(block) if block is not None else 0
-            if count and not np.diff(np.searchsorted(todo, (row, row + count)))[0]:
+            if block is not None and count:
+                here = todo[slice(*np.searchsorted(todo, (row, row + count)))] - row
+                raws = block.split(b"\n") if len(here) else []
+                for place in here.tolist():
+                    yield row + place, first_line + place, parse_row(raws[place])
                 row += count
                 continue
             lines = [None] if block is None else block.removesuffix(b"\n").split(b"\n")

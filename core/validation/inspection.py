@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any  # JSON values
 
 import numpy as np
+import orjson
 
 from core.atomic import sha256_file
 from core.chat_templates import Encoded
@@ -60,12 +61,13 @@ class Inspection:
         self.rows = self.rows_set_aside = self.rows_dropped = self.rows_held_out = 0
         self.sha256: str | None = None
         self.size_bytes = 0
-        self.stats = TokenStats()
+        self._audit = LabelAudit(plan.encoder, plan.max_length, plan.too_long) if plan.encoder is not None else None
+        self.stats = self._audit.stats if self._audit is not None else TokenStats()
         self.masks: list[dict[str, Any]] = []
         self._reader: RowReader = open_rows(path)
         self._bad: set[int] = set()
         self._sample = RowSample(plan.seed)
-        self._roles = RoleTokens(plan.encoder) if plan.encoder is not None else None
+        self._roles = RoleTokens(plan.encoder) if plan.encoder is not None and plan.level != "quick" else None
         self._counted: set[int] = set()  # rows whose turns are counted by role
         self._large = array("Q")
         self._keys = array("Q")
@@ -207,7 +209,7 @@ class Inspection:
         for batch in self._reader.batches():
             texts = layer.canonical(batch) if layer else None
             if texts is not None:
-                self._identify(draw, range(batch.first, batch.first + len(texts)), texts)
+                self._identify(draw, range(batch.first, batch.first + len(texts)), batch.lines, texts)
                 continue
             checked = layer.check(batch.values) if layer else [_UNREAD for _ in batch.values]
             numbers: list[int] = []
@@ -219,18 +221,21 @@ class Inspection:
                 else:
                     numbers.append(number)
                     rows.append(outcome)
-            self._identify(draw, numbers, canonical_rows(rows))
+            lines = [batch.lines[number - batch.first] for number in numbers]
+            self._identify(draw, numbers, lines, canonical_rows(rows))
         self._take_notes()
         self._too_few_fit = bool(layer and self._detected and layer.parsed and too_few_fit(layer.misfits, layer.parsed))
         return draw
 
-    def _identify(self, draw: HeldOutDraw, numbers: Sequence[int], texts: Sequence[bytes]) -> None:
+    def _identify(
+        self, draw: HeldOutDraw, numbers: Sequence[int], lines: Sequence[int], texts: Sequence[bytes]
+    ) -> None:
         """Hash rows by their canonical JSON and offer them to both draws."""
         if not texts:
             return
         digests = [sha256(text).digest() for text in texts]
         draw.offer(numbers, digests)
-        self._sample.offer(numbers, digests)
+        self._sample.offer(numbers, digests, lines, texts if self._plan.level == "quick" else ())
         self._keys.frombytes(np.frombuffer(b"".join(digests), dtype=np.uint64)[::4].tobytes())
         may_be_long = self._plan.max_length - _TEMPLATE_TOKENS
         if max(map(len, texts)) > may_be_long:
@@ -283,10 +288,11 @@ class Inspection:
     def _audit_some(self, chosen: Mapping[bytes, list[int]]) -> None:
         """Encode the sample, and every row whose size allows it to be over max_length."""
         held = {number: digest for digest, numbers in chosen.items() for number in numbers}
-        self._counted = self._sample.numbers
-        wanted = (self._sample.numbers | set(self._large)) - held.keys()
+        kept = {number: row for number, row in self._sample.kept().items() if number not in held}
+        self._encode([(number, line, b"", orjson.loads(text)) for number, (line, text) in kept.items()])
+        wanted = (self._sample.numbers | set(self._large)) - held.keys() - kept.keys()
         todo: list[Todo] = []
-        for number, line, value in self._reader.some(wanted | held.keys()):
+        for number, line, value in self._reader.some(wanted | held.keys() if self._sinks else wanted):
             if isinstance(value, RowProblem):
                 continue
             row = self._training(value)
@@ -302,7 +308,7 @@ class Inspection:
     def _encode_all(self, chosen: Mapping[bytes, list[int]]) -> None:
         """Encode every row to train: the tokenizer reads some in its own thread while others are looked at."""
         self._counted = self._sample.numbers
-        audit = self._audit()
+        audit = self._audit
         before: list[tuple[list[Todo], Started]] = []
         with ThreadPoolExecutor(1) as pool:
             for todo in self._chunks_to_train(chosen):
@@ -344,8 +350,8 @@ class Inspection:
             self._sinks.held_out(number, digest, row)
 
     def _encode(self, todo: list[Todo]) -> None:
-        audit = self._audit()
-        if audit and todo:
+        audit = self._audit
+        if audit is not None and todo:
             self._take(todo, audit.start([row for *_, row in todo], None), audit, keep=False)
 
     def _take(self, todo: list[Todo], begun: Started, audit: LabelAudit, *, keep: bool) -> None:
@@ -370,14 +376,6 @@ class Inspection:
                 self.masks.append(painted(encoder, line, row, encoded))
         if keep and self._sinks is not None:
             self._sinks.train(numbers, digests, kept)
-
-    def _audit(self) -> LabelAudit | None:
-        plan = self._plan
-        if plan.encoder is None:
-            return None
-        audit = LabelAudit(plan.encoder, max_length=plan.max_length, too_long=plan.too_long)
-        audit.stats = self.stats
-        return audit
 
     def _unfit(self, number: int, line: int, row: TrainingRow, problem: RowProblem) -> None:
         if problem.code != "dropped":

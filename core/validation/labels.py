@@ -78,7 +78,7 @@ class LabelAudit:
         too_long: what happens to longer ones: "reject", "drop" or "truncate".
     """
 
-    def __init__(self, encoder: ChatEncoder, *, max_length: int, too_long: str) -> None:
+    def __init__(self, encoder: ChatEncoder, max_length: int, too_long: str) -> None:
         self.encoder = encoder
         self._max_length = max_length
         self._too_long = too_long

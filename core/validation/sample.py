@@ -2,10 +2,12 @@
 
 import heapq
 from collections.abc import Sequence
+from operator import itemgetter
 
 import numpy as np
 
 AUDITED_ROWS = 512
+_KEPT_BYTES = 1 << 16  # a longer row is read again
 
 
 class RowSample:
@@ -13,14 +15,22 @@ class RowSample:
 
     def __init__(self, seed: int) -> None:
         self._seed = np.uint64(seed)
-        self._heap: list[tuple[int, int]] = []  # of negated keys
+        self._heap: list[tuple[int, int, int, bytes]] = []  # negated key, row number, line, canonical JSON
 
-    def offer(self, numbers: Sequence[int], digests: Sequence[bytes]) -> None:
+    def offer(
+        self,
+        numbers: Sequence[int],
+        digests: Sequence[bytes],
+        lines: Sequence[int] = (),
+        texts: Sequence[bytes] = (),
+    ) -> None:
+        """Look at some rows: their numbers and hashes; and line and canonical JSON if they are to be kept."""
         keys = np.frombuffer(b"".join(digests), dtype=">u8")[1::4] ^ self._seed
         full = len(self._heap) == AUDITED_ROWS
         near = np.flatnonzero(keys < np.uint64(-self._heap[0][0])).tolist() if full else range(len(keys))
         for index in near:
-            entry = (-int(keys[index]), numbers[index])
+            kept = (lines[index], texts[index]) if texts and len(texts[index]) <= _KEPT_BYTES else (0, b"")
+            entry = (-int(keys[index]), numbers[index], *kept)
             if len(self._heap) < AUDITED_ROWS:
                 heapq.heappush(self._heap, entry)
             elif entry > self._heap[0]:
@@ -28,4 +38,8 @@ class RowSample:
 
     @property
     def numbers(self) -> set[int]:
-        return {number for _, number in self._heap}
+        return {number for _, number, _, _ in self._heap}
+
+    def kept(self) -> dict[int, tuple[int, bytes]]:
+        """Row number -> line and canonical JSON, in the order of the file, of the rows drawn that are kept."""
+        return {number: (line, text) for _, number, line, text in sorted(self._heap, key=itemgetter(1)) if text}
