@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from core.daemon.pid_manager import die_with_parent
-from core.errors import DataError, DropforgeError, MissingToolError, NotFoundError
+from core.errors import DataError, DropforgeError, MissingToolError, NotFoundError, StorageError
 from core.job_queue import Job, JobQueue
 from core.logs import setup_logging
 from core.paths import Workspace
@@ -46,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DropforgeError as error:
         logger.error("%s", error)
         return error.exit_code
+    except OSError as error:
+        logger.error("%s", error)
+        return StorageError.exit_code
     return 0
 
 

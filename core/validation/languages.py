@@ -5,6 +5,7 @@ Effects  loads py3langid's model (4.6 MB packed, about 100 MB in memory) at the 
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from functools import cache
 
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
@@ -14,6 +15,7 @@ from core.validation.rows import TrainingRow
 SAMPLED_ROWS = 512
 _MIN_LETTERS = 40  # shorter texts are guessed wrong too often
 _MAX_CHARS = 1_000
+_MAX_ANSWERS = 10
 _SURE = 0.8
 
 
@@ -31,13 +33,14 @@ def language_of(text: str) -> str | None:
 
 
 def answers_of(row: TrainingRow) -> str:
-    """What a row teaches to say."""
+    """What a row teaches to say, as much of it as is looked at."""
     if "text" in row:
-        return str(row["text"])
-    return " ".join(message["content"] for message in row["messages"] if message["role"] == "assistant")
+        return str(row["text"][:_MAX_CHARS])
+    answers = [message["content"][:_MAX_CHARS] for message in row["messages"] if message["role"] == "assistant"]
+    return " ".join(answers[:_MAX_ANSWERS])[:_MAX_CHARS]
 
 
-def languages_of(rows: list[TrainingRow]) -> Counter[str]:
-    """How many rows answer in each language; those that cannot be told are left out."""
-    found = (language_of(answers_of(row)) for row in rows)
+def languages_of(answers: Iterable[str]) -> Counter[str]:
+    """How many answers are in each language; those that cannot be told are left out."""
+    found = (language_of(answer) for answer in answers)
     return Counter(language for language in found if language is not None)

@@ -12,7 +12,7 @@ from typing import Any  # facts are JSON
 
 from core.formats import RowProblem
 from core.validation.duplicates import DuplicateSearch
-from core.validation.languages import SAMPLED_ROWS, languages_of
+from core.validation.languages import SAMPLED_ROWS, answers_of, languages_of
 from core.validation.leaks import leaks
 from core.validation.result import MAX_EXAMPLES, Issues
 from core.validation.rows import TrainingRow
@@ -62,7 +62,7 @@ class Looks:
         self._rows = 0
         self._seen = {code: _Seen() for code in ("leak", "private_data", "toxic") if code in codes}
         self._sample = RowSample(seed)
-        self._sampled: dict[int, TrainingRow] = {}
+        self._sampled: dict[int, str] = {}  # row -> its answers
         self._languages: Counter[str] = Counter()
 
     def look(self, line: int, digest: bytes, row: TrainingRow) -> None:
@@ -78,13 +78,13 @@ class Looks:
 
     def _offer(self, digest: bytes, row: TrainingRow) -> None:
         self._sample.offer([self._rows], [digest])
-        self._sampled[self._rows] = row
+        self._sampled[self._rows] = answers_of(row)
         if len(self._sampled) > 4 * SAMPLED_ROWS:
             self._keep_sampled()
 
     def _keep_sampled(self) -> None:
         wanted = self._sample.numbers
-        self._sampled = {number: row for number, row in self._sampled.items() if number in wanted}
+        self._sampled = {number: text for number, text in self._sampled.items() if number in wanted}
 
     def report(self, issues: Issues, limits: Mapping[str, float]) -> dict[str, Any]:
         """Word what was seen; refuse what is over a limit of the operator.
@@ -121,7 +121,7 @@ class Looks:
 
     def _report_languages(self, issues: Issues, limits: Mapping[str, float]) -> dict[str, Any]:
         self._keep_sampled()
-        found = languages_of(list(self._sampled.values())) if self._rows >= _MIN_TOLD else Counter()
+        found = languages_of(self._sampled.values()) if self._rows >= _MIN_TOLD else Counter()
         told = found.total()
         facts = {"sampled": len(self._sampled), "told": told, "rows": dict(found.most_common(10))}
         minority = told - max(found.values(), default=0)

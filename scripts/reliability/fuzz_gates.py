@@ -18,14 +18,18 @@ with atheris.instrument_imports(include=["core.formats", "core.validation", "cor
     from core.formats.strict_json import parse_row
     from core.lineage import SidecarError, read_sidecar
     from core.validation import DATASET_SPECS, SpecValidator
+    from core.validation.looks import DEEP_LOOKS, Looks
+    from core.validation.result import Issues
+    from core.validation.sketches import Sketcher
 
 _SUFFIXES = (".jsonl", ".jsonl", ".jsonl", ".json", ".csv", ".tsv", ".txt", ".jsonl.gz", ".jsonl.zst")
 _FOLDER = Path(tempfile.mkdtemp())
 _GATE = SpecValidator(DATASET_SPECS)
+_SKETCH = Sketcher()
 
 
 def one_input(data: bytes) -> None:
-    """Judge one file, one line and one sidecar."""
+    """Judge one file, one line and one sidecar, and look long at the text."""
     if not data:
         return
     body = data[1:]
@@ -43,6 +47,12 @@ def one_input(data: bytes) -> None:
         read_sidecar(sidecar)
     except SidecarError:
         pass
+    text = body.decode("utf-8", "replace")
+    looks = Looks(DEEP_LOOKS - {"language_mix"})  # its library is not ours
+    looks.look(1, bytes(32), {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": text}]})
+    looks.report(Issues(), {})
+    if len(_SKETCH({"text": text})) == 0:
+        raise AssertionError("no signature")
 
 
 def main() -> None:

@@ -417,3 +417,13 @@ def test_a_job_that_moves_on_while_it_is_audited_is_followed(
     audit(farm)
     assert moved and found(farm, job)["seen_before"] == 0
     assert RowIndex(farm.workspace.row_index_dir).job_ids == {job.job_id}
+
+
+def test_of_large_rows_only_a_little_is_kept_for_the_sample() -> None:
+    looks = Looks({"language_mix"})
+    tracemalloc.start()
+    for number in range(300):
+        looks.look(number, number.to_bytes(32, "big"), chat(number, "word " * 100_000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 << 20
