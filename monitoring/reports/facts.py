@@ -191,6 +191,7 @@ def _suites(board: Mapping[str, Any], judged: Sequence[Judgement]) -> list[dict[
                 "metric": value["metric"],
                 "role": value.get("role"),
                 "n": value["n"],
+                "of": value.get("of", value["n"]),
                 "newest": {"id": decided[-1].id, "value": value["value"], "ci95": value["ci95"]},
                 "best": {"id": best.get("id"), "value": best.get("value"), "drop_since": best.get("drop_since")},
             }

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any  # the report is a JSON document
 
 from monitoring.reports.svg import Series, line_chart
-from monitoring.reports.text import costs, headline, number, usage
+from monitoring.reports.text import asked, costs, headline, number, usage
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}
@@ -109,7 +109,7 @@ def _suites(suites: Sequence[Mapping[str, Any]]) -> str:
         value = f"{number(row['newest']['value'])} [{number(low)}, {number(high)}]"
         best = f"{number(row['best']['value'])} ({row['best']['id'] or '-'})"
         rows.append(
-            (row["suite"], row["metric"], row["role"], row["n"], value, best, number(row["best"]["drop_since"]))
+            (row["suite"], row["metric"], row["role"], asked(row), value, best, number(row["best"]["drop_since"]))
         )
     head = ("suite", "metric", "role", "items", "newest [95 %]", "best ever", "serving is below it by")
     return _section("Suites", _table(head, rows))
@@ -145,8 +145,8 @@ def _refused(files: Mapping[str, Any]) -> str:
 
 
 def _findings(jobs: Sequence[Mapping[str, Any]]) -> str:
-    rows = [(one["file"], one["kind"], one["evidence"], one["recommendation"]) for one in jobs]
-    return _section("Curves by file", _table(("file", "verdict", "evidence", "advice"), rows)) if rows else ""
+    rows = [(one["file"], one["kind"], one["rule"], one["evidence"], one["recommendation"]) for one in jobs]
+    return _section("Curves by file", _table(("file", "verdict", "rule", "evidence", "advice"), rows)) if rows else ""
 
 
 def _deployments(deployments: Sequence[Mapping[str, Any]]) -> str:

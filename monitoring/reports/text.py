@@ -73,7 +73,7 @@ def _suites(suites: Sequence[Mapping[str, Any]]) -> list[str]:
     for row in suites:
         low, high = row["newest"]["ci95"] or (None, None)
         lines.append(
-            f"  {row['suite']} [{row['metric']}, n={row['n']}]  {number(row['newest']['value'])} "
+            f"  {row['suite']} [{row['metric']}, n={asked(row)}]  {number(row['newest']['value'])} "
             f"[{number(low)}, {number(high)}]  best {number(row['best']['value'])} by {row['best']['id'] or '-'}"
         )
     return lines
@@ -125,6 +125,11 @@ def costs(cost: Mapping[str, Any]) -> str:
         f"{cost['amount']:.2f} {cost['currency']} for {cost['hours']:.2f} hours of training, "
         f"{cost['run_amount']:.2f} {cost['currency']} for the {cost['run_hours']:.2f} hours of the run so far"
     )
+
+
+def asked(row: Mapping[str, Any]) -> str:
+    """How many items of a suite were asked, and of how many when not all."""
+    return str(row["n"]) if row["n"] >= row["of"] else f"{row['n']} of {row['of']}"
 
 
 def number(value: float | None) -> str:

@@ -210,6 +210,10 @@ def test_a_serving_checkpoint_below_the_best_on_a_guard_is_named(workspace):
     write_status(workspace.status_file("leaderboard.json"), {"serving": None, "candidates": [], "best": best})
     report = gather(workspace, load_settings(workspace, env={}), FakeGpuProbe(), "2000-01-01T00:00:00Z")
     assert any("guard easy" in line for line in report["recommendations"])
+    assert "easy [accuracy, n=100]" in render_text(report)
+    evaluate(workspace, 6, 2.0, suites={"easy": value | {"n": 25, "of": 100}})
+    part = gather(workspace, load_settings(workspace, env={}), FakeGpuProbe(), "2000-01-01T00:00:00Z")
+    assert "easy [accuracy, n=25 of 100]" in render_text(part)
 
 
 def test_deployments_come_from_the_daemons_notes(workspace):
