@@ -220,6 +220,7 @@ class Deployer:
             "previous": previous if previous != serving else None,
             "checkpoints": rows,
             "starting": self._starting,
+            "free_bytes": self._store.free_bytes(),
         }
 
     def known_ids(self) -> list[str]:

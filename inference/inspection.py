@@ -21,6 +21,7 @@ from core.checkpoints import MANIFEST_FILE, TRAVELLING, file_problems, weights_s
 from core.errors import GateFailedError, JsonError
 from core.paths import schema_file
 
+PARTIAL_DIR = ".rsync-partial"  # where rsync keeps a file that broke off
 _LARGEST_MANIFEST_BYTES = 16 << 20
 _LARGEST_JSON_BYTES = 64 << 20
 # Fields that make a library fetch or run code, or take another arithmetic than the one that was judged.
@@ -113,6 +114,8 @@ def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
     found = set()
     with os.scandir(folder) as entries:
         listed = list(entries)
+    if any(entry.name == PARTIAL_DIR for entry in listed):
+        raise DamagedTransferError("the transfer was not finished", where=str(folder), fix="publish again")
     for entry in listed:
         mode = entry.stat(follow_symlinks=False).st_mode
         allowed = entry.name == MANIFEST_FILE or TRAVELLING.fullmatch(entry.name)

@@ -52,6 +52,10 @@ class ModelStore:
         except OSError as error:
             raise storage_error(error, self.folder) from error
 
+    def free_bytes(self) -> int:
+        """What the disk below models_dir still takes."""
+        return shutil.disk_usage(self.folder).free
+
     def incoming(self, name: str) -> Path:
         """`incoming/<id>` or `incoming/base-<sha256>`."""
         return self.folder / "incoming" / name
@@ -205,10 +209,10 @@ class ModelStore:
         deleted.
         """
         doc = {"id": checkpoint_id, "manifest_sha256": manifest_sha256, "reason": reason, "at": iso_now()}
-        write_json(self.folder / "bad" / f"{checkpoint_id}.json", doc)
         for folder in (self.incoming(checkpoint_id), self.folder / checkpoint_id):
             if os.path.lexists(folder):
                 self.discard(folder)
+        write_json(self.folder / "bad" / f"{checkpoint_id}.json", doc)  # last: a full disk has room for it now
 
     def bad_reason(self, checkpoint_id: str, manifest_sha256: str) -> str | None:
         """Why these very bytes failed before; None when they did not."""

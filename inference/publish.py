@@ -82,9 +82,16 @@ class Publisher:
             body["base_manifest_sha256"] = sha256_file(base.manifest_file)
         canaries = canaries_of(self._workspace.evaluation_dir(self._run, checkpoint.id))
         with ServiceClient("inference", self.url, api_key=self._admin_key) as client:
-            known = [row["id"] for row in client.get("/v1/checkpoints").json["checkpoints"] if row["state"] != "bad"]
+            there = client.get("/v1/checkpoints").json
+            known = [row["id"] for row in there["checkpoints"] if row["state"] != "bad"]
+            if checkpoint.id not in known:
+                _require_room(there.get("free_bytes"), checkpoint, self.target)
             for attempt in range(_TRIES):
-                self._send_with_back_off(checkpoint, base, known)
+                try:
+                    self._send_with_back_off(checkpoint, base, known)
+                except StorageError:
+                    self._discard_half(client, body)
+                    raise
                 doc["seconds"]["transfer"] = round(time.perf_counter() - clock, 3)
                 try:
                     answer = self._reload(client, {**body, "canaries": canaries})
@@ -111,6 +118,13 @@ class Publisher:
                 time.sleep(_FIRST_PAUSE_S * 2**attempt)
             else:
                 return
+
+    def _discard_half(self, client: ServiceClient, body: dict[str, Any]) -> None:
+        """Half a checkpoint must not keep a full disk full: the server removes what it finds to be not whole."""
+        try:
+            self._reload(client, body)
+        except DropforgeError as error:
+            logger.warning("what had arrived is removed: %s", error)
 
     def _send(self, checkpoint: Checkpoint, name: str, link_to: Sequence[str]) -> None:
         files = [*sorted(checkpoint.manifest["files"]), MANIFEST_FILE]
@@ -178,6 +192,21 @@ def _base_of(catalogue: Catalogue, checkpoint: Checkpoint) -> Checkpoint | None:
             "the base of this adapter is not in the run", where=checkpoint.id, fix="keep checkpoint-0"
         )
     return base
+
+
+def _require_room(free_bytes: int | None, checkpoint: Checkpoint, target: Target) -> None:
+    """Refuse before anything is sent when it cannot fit. `free_bytes`: None from a server that does not say.
+
+    Raises:
+        StorageError: with both sizes.
+    """
+    need = sum(entry["bytes"] for entry in checkpoint.manifest["files"].values())
+    if free_bytes is not None and free_bytes < need:
+        raise StorageError(
+            f"the serving host has {free_bytes / 1e6:.1f} MB free, this checkpoint needs {need / 1e6:.1f} MB",
+            where=target.models_dir,
+            fix="free space there",
+        )
 
 
 def _error_code(error: ServiceHttpError) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from core.errors import ConfigError, MissingToolError, ResourceError, StorageError
 from core.hosts import Host
+from inference.inspection import PARTIAL_DIR
 
 _SILENCE_S = 30
 _CONNECT_S = 10
@@ -105,7 +106,7 @@ def rsync_argv(source: Path, target: Target, name: str, link_to: Sequence[str]) 
         "--no-specials",
         "--chmod=D755,F644",
         "--mkpath",
-        "--partial-dir=.rsync-partial",
+        f"--partial-dir={PARTIAL_DIR}",
         "--fsync",
         "--delete",
         f"--timeout={_SILENCE_S}",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,10 @@ import pytest
 import requests
 
 from core.checkpoints import Checkpoint
+from core.errors import StorageError
 from core.paths import Workspace
+from core.settings import load_settings
+from inference import publish
 from loopback_ssh import LoopbackSshd, loopback_sshd, write_hosts
 from serving_rig import ServerProcess, commit_adapter, ready_root, running
 
@@ -173,6 +177,35 @@ def test_without_rsync_the_error_names_the_package(root: Workspace, server: Serv
     done = subprocess.run(argv, env={**server.env, "PATH": "/nonexistent"}, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "rsync is not installed (fix: apt-get install rsync" in done.stderr
+
+
+@pytest.fixture
+def small_disk(root: Workspace) -> Iterator[Path]:
+    """models_dir on a file system that holds one checkpoint and a half."""
+    folder = root.root / "served"
+    folder.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1600k", "tmpfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_full_disk_on_the_serving_host_is_exit_4_with_both_sizes_and_nothing_is_left_behind(
+    root: Workspace, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = ids(root)
+    with running(root) as server:
+        assert server.publish("0").returncode == 0
+        refused = server.publish("10")
+        assert refused.returncode == 4
+        assert re.search(r"has \d\.\d MB free, this checkpoint needs \d\.\d MB", refused.stderr)
+        monkeypatch.setattr(publish, "_require_room", lambda *_: None)  # the disk fills only while it is sent
+        with pytest.raises(StorageError, match="No space left"):
+            publish.Publisher(root, load_settings(root, [f"inference.port={server.port}"])).publish("10")
+        assert not list((small_disk / "incoming").iterdir())
+        assert server.chat().headers["X-Dropforge-Checkpoint"] == known[0]
+        subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
+        assert server.publish("10").returncode == 0
+        assert server.chat().headers["X-Dropforge-Checkpoint"] == known[10]
 
 
 def test_when_no_server_answers_the_publisher_says_so_and_writes_it_down(root: Workspace) -> None:

@@ -120,6 +120,14 @@ def test_files_that_must_not_travel_are_refused_by_name(sent: Sent, name: str) -
         sent.take_in()
 
 
+def test_a_transfer_that_broke_off_is_no_verdict_on_the_checkpoint(sent: Sent) -> None:
+    (sent.folder / ".rsync-partial").mkdir()
+    (sent.folder / "model.safetensors").rename(sent.folder / ".rsync-partial" / "model.safetensors")
+    with pytest.raises(DamagedTransferError, match="not finished"):
+        sent.take_in()
+    assert not sent.folder.exists()
+
+
 def test_an_allowed_name_that_the_manifest_does_not_list_is_refused(sent: Sent) -> None:
     (sent.folder / "generation_config.json").write_bytes(b"{}")
     with pytest.raises(RefusedCheckpointError, match="does not name"):
