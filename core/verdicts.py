@@ -52,7 +52,20 @@ def brief(verdict: dict[str, Any]) -> dict[str, Any]:
 
 def audit_of(workspace: Workspace, job_id: str) -> dict[str, Any] | None:
     """What the background child has found out about a job; None while it has not."""
-    return read_status(workspace.audits_dir / f"{job_id}.json")
+    return read_status(audit_file(workspace, job_id))
+
+
+def audit_file(workspace: Workspace, job_id: str) -> Path:
+    """Where the background child writes what it has found out about a job."""
+    return workspace.audits_dir / f"{job_id}.json"
+
+
+def audited_jobs(workspace: Workspace) -> set[str]:
+    """The jobs that have an audit, without reading them."""
+    try:
+        return {Path(name).stem for name in os.listdir(workspace.audits_dir) if name.endswith(".json")}
+    except FileNotFoundError:
+        return set()
 
 
 def with_audit(verdict: dict[str, Any], audit: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from core.paths import Workspace
 from core.settings import Settings, load_settings
 from core.validation.audit import audit_job, note_unreadable
 from core.validation.row_index import RowIndex
+from core.verdicts import audited_jobs
 
 logger = logging.getLogger(__name__)
 
@@ -78,14 +79,6 @@ def waiting_for_audit(workspace: Workspace, index: RowIndex) -> list[Job]:
     """Jobs without an audit, or whose rows are not in the index, oldest first."""
     audited = audited_jobs(workspace) & index.job_ids
     return sorted((j for j in JobQueue(workspace).all_jobs() if j.job_id not in audited), key=lambda job: job.job_id)
-
-
-def audited_jobs(workspace: Workspace) -> set[str]:
-    """The jobs that have an audit."""
-    try:
-        return {Path(name).stem for name in os.listdir(workspace.audits_dir) if name.endswith(".json")}
-    except FileNotFoundError:
-        return set()
 
 
 def _audit(job_id: str, workspace: Workspace, settings: Settings, index: RowIndex) -> None:

@@ -7,20 +7,23 @@ Starts   `python -m core.daemon.audit_worker`, whenever a job waits for it and n
 """
 
 import logging
+import time
 from collections.abc import Callable
 
 from core.daemon.children import Children
 from core.daemon.context import Context
-from core.errors import DropforgeError, NotFoundError
+from core.errors import DropforgeError
 from core.job_queue import Job
 from core.paths import ENDED_LANES, LANES
-from core.verdicts import audit_of, with_audit
+from core.verdicts import audit_file, audit_of, audited_jobs, with_audit
 
 logger = logging.getLogger(__name__)
 
 CHILD = "audits"
 _LOOK_AGAIN_S = 1.0
 _AFTER_FAILURE_S = 60.0
+_SLICE_S = 0.1  # how long one turn may merge
+_LOOK_SHARE = 20.0  # looking takes a twentieth of the time at most, however many jobs there are
 
 
 class Audits:
@@ -31,23 +34,35 @@ class Audits:
         self._children = children
         self._changed = changed
         self._settled: set[str] = set()
+        self._pending: list[Job] = []
         self._state: tuple[int, ...] = ()
         self._next_s = 0.0
 
     def tick(self, now: float) -> None:
-        """Merge what is new, start the child when jobs wait for it."""
-        if now < self._next_s:
+        """Merge what is new, a little at a time; start the child when jobs wait for it."""
+        deadline = time.monotonic() + _SLICE_S
+        while self._pending and time.monotonic() < deadline:
+            self._merge(self._pending.pop())
+        if now < self._next_s or self._pending:
             return
-        self._next_s = now + _LOOK_AGAIN_S
+        began = time.monotonic()
         state = self._folders()
-        if state == self._state:
-            return
-        wanting = [job for job in self._context.queue.all_jobs() if not self._merge(job)]
-        if not wanting:
+        if state != self._state and not self._look(now):
             self._state = state
-        elif self._children.at_rest(CHILD):
+        self._next_s = max(self._next_s, now + max(_LOOK_AGAIN_S, _LOOK_SHARE * (time.monotonic() - began)))
+
+    def _look(self, now: float) -> bool:
+        """Find what has been audited; returns True while a job has not."""
+        audited = audited_jobs(self._context.workspace)
+        jobs = list(self._context.queue.all_jobs())
+        self._settled -= {job.job_id for job in jobs if job.lane not in ENDED_LANES}
+        done = [job for job in jobs if job.lane in ENDED_LANES and job.job_id in audited]
+        self._pending = [job for job in done if job.job_id not in self._settled]
+        missing = any(job.job_id not in audited for job in jobs)
+        if missing and self._children.at_rest(CHILD):
             self._next_s = now + (_AFTER_FAILURE_S if self._failed() else _LOOK_AGAIN_S)
             self._children.run(CHILD, self._children.python("core.daemon.audit_worker"), now)
+        return missing
 
     def stop(self, now: float) -> None:
         """The daemon ends; what is missing is made up for at the next start."""
@@ -63,24 +78,19 @@ class Audits:
         ended = self._children[CHILD].last_exit if self._children.known(CHILD) else None
         return ended is not None and ended.returncode != 0
 
-    def _merge(self, job: Job) -> bool:
-        """Returns False when the job has no audit yet. Until it has ended, its verdict is not ours to write."""
-        if job.lane not in ENDED_LANES:
-            self._settled.discard(job.job_id)
-        elif job.job_id in self._settled:
-            return True
+    def _merge(self, job: Job) -> None:
+        """Add an audit to the verdict of an ended job. A damaged one is removed, so that it is made again."""
         audit = audit_of(self._context.workspace, job.job_id)
-        if audit is None or job.lane not in ENDED_LANES:
-            return audit is not None
         try:
+            if audit is None:
+                audit_file(self._context.workspace, job.job_id).unlink(missing_ok=True)
+                return
             verdict = job.verdict()
             merged = with_audit(verdict, audit)
             if merged != verdict:
                 job.write_verdict(merged)
                 self._changed(job.job_id)
             self._settled.add(job.job_id)
-        except NotFoundError:
-            pass
-        except DropforgeError as error:
+        except (DropforgeError, OSError) as error:  # it moved on, or the disk refuses: looked for again
+            self._state = ()
             logger.warning("the audit of %s was not merged: %s", job.job_id, error)
-        return True

@@ -32,6 +32,7 @@ from core.job_queue import (
 )
 from core.paths import WAITING_LANES, Workspace, display_name
 from core.status import iso_now, read_status
+from core.verdicts import audit_file
 
 logger = logging.getLogger(__name__)
 
@@ -244,7 +245,7 @@ class ClaimDesk:
         origin = read_status(job.folder / ORIGIN_FILE) or {}
         lane = origin.get("lane") if origin.get("lane") in WAITING_LANES else "normal"
         shutil.rmtree(job.tokens_folder, ignore_errors=True)
-        (self._workspace.audits_dir / f"{job.job_id}.json").unlink(missing_ok=True)  # it is audited again
+        audit_file(self._workspace, job.job_id).unlink(missing_ok=True)  # it is audited again
         (job.folder / VERDICT_FILE).unlink(missing_ok=True)
         fsync_dir(job.folder)
         folder = self._workspace.claim_dir / job.job_id

@@ -31,7 +31,7 @@ from core.validation.masks import RoleTokens
 from core.validation.result import Issues
 from core.validation.row_index import RowIndex
 from core.validation.token_cache import TokenCache
-from core.verdicts import with_audit
+from core.verdicts import audit_file, with_audit
 
 SCHEMA = "audit.v1"
 _NOT_TRAINED = ("failed", "held")
@@ -155,7 +155,7 @@ def _write(workspace: Workspace, job: Job, verdict: dict[str, Any], found: dict[
         write_bytes(file, page(with_audit(verdict, found)).encode())
     facts = {"schema": SCHEMA, "job_id": job.job_id, "level": verdict["level"], "at": iso_now(), "report": report}
     doc = facts | found
-    write_json(workspace.audits_dir / f"{job.job_id}.json", doc)
+    write_json(audit_file(workspace, job.job_id), doc)
 
 
 def note_unreadable(job_id: str, reason: str, workspace: Workspace, index: RowIndex) -> None:
@@ -163,6 +163,6 @@ def note_unreadable(job_id: str, reason: str, workspace: Workspace, index: RowIn
     issues = Issues()
     issues.warn("not_audited", message=f"its rows could not be looked at: {reason}")
     facts = {"schema": SCHEMA, "job_id": job_id, "level": None, "at": iso_now(), "report": None}
-    write_json(workspace.audits_dir / f"{job_id}.json", facts | {"issues": issues.as_list(), "facts": {}})
+    write_json(audit_file(workspace, job_id), facts | {"issues": issues.as_list(), "facts": {}})
     if job_id not in index.job_ids:
         index.keep(index.aside(job_id))

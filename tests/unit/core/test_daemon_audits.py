@@ -90,9 +90,12 @@ def test_an_audit_is_merged_once_also_after_a_restart(rig: Rig, clock: Any) -> N
     rig.tick()
     rig.audited(job)
     rig.tick()
+    rig.tick()
+    assert codes(job) == ["crlf", "near_duplicate"]
     before = (job.folder / "verdict.json").stat().st_ino
     restarted = Audits(rig.context, Children(rig.workspace, (), rig.supervisor), rig.changed.append)
     restarted.tick(clock())
+    restarted.tick(clock() + 5)
     rig.tick()
     assert codes(job) == ["crlf", "near_duplicate"]
     assert (job.folder / "verdict.json").stat().st_ino == before
@@ -142,3 +145,35 @@ def test_the_child_takes_the_lowest_priority(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("psutil.Process.ionice", lambda _self, ioclass: set_to.append(int(ioclass)))
     audit_worker._step_back()
     assert set_to == [19, 3]
+
+
+def test_a_damaged_audit_is_made_again(rig: Rig) -> None:
+    job = rig.job("done")
+    rig.tick()
+    rig.audited(job)
+    file = rig.workspace.audits_dir / f"{job.job_id}.json"
+    file.write_text("{")
+    rig.tick()
+    rig.tick()
+    rig.tick()
+    assert not file.exists() and rig.spawn.names() == ["audits", "audits"]
+    rig.audited(job)
+    rig.tick()
+    rig.tick()
+    assert codes(job) == ["crlf", "near_duplicate"]
+
+
+def test_many_audits_are_merged_a_little_at_a_time(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = [rig.job("done") for _ in range(30)]
+    rig.tick()
+    for job in jobs:
+        rig.audited(job)
+    spent = iter(range(1_000_000))
+    monkeypatch.setattr("core.daemon.audits.time.monotonic", lambda: next(spent) * 0.04)
+    for _ in range(4):
+        rig.tick()
+    merged = sum(len(codes(job)) == 2 for job in jobs)
+    assert 0 < merged < 30
+    for _ in range(40):
+        rig.tick()
+    assert all(len(codes(job)) == 2 for job in jobs)
