@@ -64,13 +64,15 @@ def _not_an_object(value: object) -> RowProblem:
 
 
 def has_odd_escapes(text: bytes) -> bool:
-    """Does JSON hold a quote or a U+0000 escaped by number? Such lines are looked at one by one.
+    """Does text that ends in } or } and LF hold a quote or a U+0000 escaped by number? It is looked at line by line.
 
     Numpy, since CPython's search for two bytes is ten times slower than a comparison of all of them.
     """
     chars = np.frombuffer(text, dtype=np.uint8)
     escapes = np.flatnonzero(chars == _BACKSLASH)
-    return bool((chars[escapes + 1] == _U).any()) and any(escape in text for escape in _ODD_ESCAPES)
+    numbered = escapes[chars[escapes + 1] == _U]
+    low = bool(((chars[numbered + 2] == _ZERO) & (chars[numbered + 3] == _ZERO)).any())
+    return low and any(escape in text for escape in _ODD_ESCAPES)
 
 
 def count_quotes(text: bytes) -> int:

@@ -60,10 +60,16 @@ class SuiteIndex:
     def suspects(self, openings: Sequence[str]) -> list[int]:
         """Which of these rows' openings `may_hit`; quick where none does."""
         heads = [text[:_HEAD].rstrip() for text in openings]
-        if _is_normal("|" + "|".join(heads)) and self.heads.isdisjoint(heads):
-            return []
-        odd = [index for index, head in enumerate(heads) if head in self.heads or not _is_normal("|" + head)]
-        return [index for index in odd if self.may_hit(openings[index])]
+        together, known = "|" + "|".join(heads), self.heads
+        plain = together.isascii() and together.isprintable() and "  " not in together and "| " not in together
+        if plain and known.isdisjoint(heads):
+            return []  # `normal_text` would leave these heads as they are
+        return [
+            index
+            for index, head in enumerate(heads)
+            if (head in known or "  " in head or not (head.isascii() and head.isprintable()) or head[:1] == " ")
+            and self.may_hit(openings[index])
+        ]
 
     def may_hit(self, opening: str) -> bool:
         """Can a row that opens with this text ask what a suite asks? False spares it the hash of its whole question."""
@@ -82,11 +88,6 @@ class SuiteIndex:
         if not self.by_prompt or not self.may_hit(_first_turn(row)):
             return None
         return next((self.by_prompt[d] for d in prompt_digests(row) if d in self.by_prompt), None)
-
-
-def _is_normal(heads: str) -> bool:
-    """Does `normal_text` leave texts, each after a bar, as they are?"""
-    return heads.isascii() and heads.isprintable() and "  " not in heads and "| " not in heads
 
 
 def _first_turn(item: Mapping[str, Any]) -> str:

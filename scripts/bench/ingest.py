@@ -47,7 +47,7 @@ Work = Mapping[str, Callable[[], object]]
 def sentences(folder: Path) -> tuple[list[str], list[str]]:
     """Sentences of questions, and lines of answers."""
     rows = [json.loads(line) for file in sorted(folder.glob("*.jsonl")) for line in file.open()]
-    asked = [part for row in rows for part in re.split(r"(?<=[.?!]) ", row["question"])]
+    asked = [part for row in rows for part in re.split(r"(?<=[.?!])\s+", row["question"])]
     return asked, [part for row in rows for part in row["answer"].split("\n")]
 
 
