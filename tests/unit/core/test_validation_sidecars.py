@@ -7,6 +7,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from core.chat_templates import ChatEncoder
 from core.commands.files import show_verdict
 from core.job_queue import Job
 from core.paths import schema_file
@@ -186,6 +187,24 @@ def test_expected_rows_are_recounted_from_the_file_alone(tmp_path: Path, tokeniz
     assert (expected.rows, expected.held_out, expected.excluded) == (200, verdict["rows_held_out"], 2)
     rebuilt = token_cache_of(job, farm.settings, farm.workspace, encoder_for(farm.workspace, farm.settings))
     assert rebuilt.row_numbers.tolist() == numbers and rebuilt.hashes.tolist() == hashes
+
+
+def test_the_cache_that_the_gate_wrote_is_opened_and_no_row_is_tokenized_again(
+    gates: Gates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, verdict = gates.drop(lines(chat(i) for i in range(600)))
+    encoder = encoder_for(gates.workspace, gates.settings)
+    one_by_one = [encoder.encode_row(chat(i)).ids.tolist() for i in (0, 599)]
+
+    def forbidden(*_args: object) -> None:
+        raise AssertionError("a row was tokenized again")
+
+    monkeypatch.setattr(ChatEncoder, "prepare", forbidden)
+    cache = token_cache_of(job_of(folder, verdict), gates.settings, gates.workspace, encoder)
+    assert len(cache) == verdict["rows_train"]
+    rows = cache.row_numbers.tolist()
+    for number, ids in zip((0, 599), one_by_one, strict=True):
+        assert number not in rows or cache.ids(rows.index(number)).tolist() == ids
 
 
 def test_a_cache_of_another_tokenizer_or_a_damaged_one_is_built_again(gates: Gates) -> None:
