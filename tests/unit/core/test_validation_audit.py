@@ -8,13 +8,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
+from audit_kit import audit, found, make_farm, tell
 from core.daemon import audit_worker
 from core.errors import StorageError
 from core.job_queue import Job, JobQueue
-from core.validation import row_index, sketches
+from core.validation import sketches
 from core.validation.audit import IndexBehindError
 from core.validation.expected import JobRows
 from core.validation.gate import check_file
@@ -25,8 +25,6 @@ from core.validation.row_index import RowIndex
 from core.verdicts import audit_of, verdict_of, whole_verdict
 from gate_kit import Gates, chat, lines, save_tokenizer
 
-STORY = "the quick brown fox jumps over the lazy dog while rain falls on all the old stone roofs of the town by the sea"
-
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -36,27 +34,6 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def farm(tmp_path: Path, tokenizer: Path) -> Gates:
     return make_farm(tmp_path, tokenizer)
-
-
-def make_farm(folder: Path, tokenizer: Path, level: str = "standard", **validation: Any) -> Gates:
-    return Gates(folder / "root", tokenizer, validation={"level": level, **validation}, trainer={"held_out": 0})
-
-
-def tell(topic: int | str, ending: str = "") -> dict[str, Any]:
-    """A row of its own by its topic, alike by another ending."""
-    words = " ".join(f"{word}{topic}" for word in STORY.split())
-    return chat(f"{topic}", f"{words} {ending}".strip())
-
-
-def audit(farm: Gates) -> None:
-    audit_worker.run(farm.workspace, farm.settings)
-
-
-def found(farm: Gates, job: Job) -> dict[str, Any]:
-    doc = audit_of(farm.workspace, job.job_id)
-    assert doc is not None
-    facts = doc["facts"].get("duplicates", {})
-    return {key: facts.get(key) for key in ("seen_before", "near_before", "near_in_file")}
 
 
 def test_rows_seen_before_and_rows_nearly_seen_before_are_warned_about_with_their_file(farm: Gates) -> None:
@@ -86,72 +63,6 @@ def test_a_file_is_compared_with_files_before_it_and_not_with_later_or_untrained
         audit(farm)
         assert found(farm, job)["seen_before"] == before
         assert found(farm, job)["near_before"] == 0
-
-
-def test_a_lost_or_damaged_index_is_made_again_and_finds_the_same(farm: Gates) -> None:
-    farm.queue(lines(tell(i) for i in range(20)), lane="done")
-    job = farm.queue(lines([tell(1), tell(2, "tonight")]))
-    audit(farm)
-    expected = audit_of(farm.workspace, job.job_id)
-    assert expected is not None
-    folder = farm.workspace.row_index_dir
-    shutil.rmtree(folder)
-    audit(farm)
-    again = audit_of(farm.workspace, job.job_id)
-    assert again is not None and again["facts"] == expected["facts"]
-    first = sorted(folder.iterdir())[0]
-    for name, damage in (("owners.npy", b"\x93NUMPY rubbish"), ("head.json", b"{"), ("keys.npy", b"")):
-        (first / "000000" / name).write_bytes(damage)
-        assert RowIndex(folder).damaged == [first]
-        audit(farm)
-        assert RowIndex(folder).damaged == [] and found(farm, job)["seen_before"] == 1
-
-
-def test_an_index_that_points_outside_of_itself_is_damaged(farm: Gates) -> None:
-    farm.queue(lines(tell(i) for i in range(20)), lane="done")
-    audit(farm)
-    part = next(farm.workspace.row_index_dir.glob("*/*"))
-    owners = np.load(part / "owners.npy")
-    owners[5] = 1_000_000
-    np.save(part / "owners.npy", owners)
-    assert len(RowIndex(farm.workspace.row_index_dir).damaged) == 1
-
-
-def test_the_index_is_plain_arrays_and_small(farm: Gates) -> None:
-    farm.queue(lines(tell(i) for i in range(200)), lane="done")
-    audit(farm)
-    files = [path for path in farm.workspace.row_index_dir.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} == {".npy", ".json"}
-    assert all(np.load(path, allow_pickle=False).dtype.kind == "u" for path in files if path.suffix == ".npy")
-    assert sum(path.stat().st_size for path in files) / 200 < 500, "bytes a row"
-
-
-def test_many_small_files_are_put_together_and_still_found(farm: Gates, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_index, "_MANY_SMALL", 5)
-    for i in range(12):
-        farm.queue(lines([tell(i)]), name=f"f{i}.jsonl", lane="done")
-    audit(farm)
-    assert len(list(farm.workspace.row_index_dir.iterdir())) == 1
-    job = farm.queue(lines([tell(i, "tonight") for i in range(12)]))
-    audit(farm)
-    assert found(farm, job)["near_before"] == 12
-
-
-def test_rows_alike_across_the_parts_of_one_file_are_found(farm: Gates, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("core.validation.duplicates.PART_ROWS", 16)
-    job = farm.queue(lines([*(tell(i) for i in range(40)), tell(2, "tonight"), tell(39, "tonight")]))
-    audit(farm)
-    assert found(farm, job) == {"seen_before": 0, "near_before": 0, "near_in_file": 2}
-    assert len(list((farm.workspace.row_index_dir / job.job_id).iterdir())) == 3
-
-
-def test_alike_means_what_the_signatures_say() -> None:
-    sketch = sketches.Sketcher()
-    words = [f"w{i}" for i in range(102)]
-    changed = [*words[:101], "other"]
-    halves = [*words[:51], *(f"v{i}" for i in range(51))]
-    one, near, far = (sketch({"text": " ".join(text)}) for text in (words, changed, halves))
-    assert (one == near).mean() > 0.9 and (one == far).mean() < 0.6
 
 
 def test_a_limit_makes_the_gate_look_and_wait_for_the_index(tmp_path: Path, tokenizer: Path) -> None:
@@ -358,14 +269,6 @@ def test_a_full_disk_ends_the_child_and_blames_no_file(farm: Gates, monkeypatch:
         with pytest.raises(StorageError):
             audit(farm)
     assert audit_of(farm.workspace, job.job_id) is None
-
-
-def test_texts_without_words_are_compared_by_their_characters() -> None:
-    sketch = sketches.Sketcher()
-    text = "".join(chr(0x4E00 + (i * 7919) % 2_000) for i in range(200))
-    other = "".join(chr(0x4E00 + (i * 104_729) % 2_000) for i in range(200))
-    one, near, far = (sketch({"text": shown}) for shown in (text, text[:-1] + "\u3042", other))
-    assert (one == near).mean() >= sketches.ALIKE > (one == far).mean()
 
 
 @pytest.mark.parametrize(
