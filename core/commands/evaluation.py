@@ -111,4 +111,5 @@ def _check(made: Path, file: Path) -> None:
         raise InternalError(f"the suite could not be checked: {done.stderr[-300:]}", where=str(file)) from error
     if said is not None:
         where = str(said["where"] or "").replace(str(made / "items.jsonl"), str(file))
-        raise UsageError(str(said["message"]), where=where or str(file), fix=str(said["fix"] or ""))
+        fix = str(said["fix"] or "one JSON object a line, in UTF-8")
+        raise UsageError(str(said["message"]), where=where or str(file), fix=fix)

@@ -214,8 +214,9 @@ def parse_item(doc: dict[str, Any], where: str, metric: str) -> Item:
     if "text" in doc:
         return Item(identity, {"text": _string(doc["text"], "text", where)}, None, None, PERPLEXITY, (), tags)
     grader = doc.get("grader", "exact_match")
-    if grader not in (*grader_names(), MULTIPLE_CHOICE, PERPLEXITY):
-        raise ConfigError(f"no grader {grader!r}", where=where, fix=f"use one of {', '.join(grader_names())}")
+    known = (*grader_names(), MULTIPLE_CHOICE, PERPLEXITY)
+    if grader not in known:
+        raise ConfigError(f"no grader {grader!r}", where=where, fix=f"use one of {', '.join(known)}")
     prompt = _prompt(doc, where)
     if "expected" not in doc:
         raise ConfigError("the item has no expected answer", where=where, fix='add "expected"')
