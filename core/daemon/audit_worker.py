@@ -56,7 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _step_back() -> None:
     """Whatever else wants the processor or the disk comes first."""
     os.setpriority(os.PRIO_PROCESS, 0, _LOWEST)
-    psutil.Process().ionice(psutil.IOPRIO_CLASS_IDLE)
+    try:
+        psutil.Process().ionice(psutil.IOPRIO_CLASS_IDLE)
+    except (psutil.Error, OSError) as error:  # some containers forbid it
+        logger.info("the disk is not asked for its idle class: %s", error)
 
 
 def run(workspace: Workspace, settings: Settings) -> None:
