@@ -1,4 +1,5 @@
-"""Every row of the failure catalogue, groups A (arrival), B (content), C (sidecar and config), has a test that exists.
+"""Every row of the failure catalogue has a test that exists: groups A (arrival), B (content), C (sidecar and config), F
+(deploy and serve), G (HTTP and monitor).
 
 The rows are those of the design; what each asks for stands in the names of its tests.
 """
@@ -83,8 +84,59 @@ TESTS = {
     "test_daemon_control:a_control_file_larger_than_memory_is_read_to_4_kb "
     "test_daemon_control:links_folders_and_fifos_are_never_obeyed "
     "test_daemon_control:at_the_start_bare_commands_are_stale_and_pause_and_requests_are_not",
+    "F1": "test_publish_chain:a_transfer_killed_halfway_shows_nothing_and_the_next_one_completes "
+    "test_publish_chain:over_ssh_the_checkpoint_reaches_the_other_machine_and_a_foreign_host_key_stops_everything "
+    "test_transport:ssh_asks_nobody_and_believes_known_hosts_only test_transport:each_failure_has_its_own_error "
+    "test_model_store:a_transfer_that_broke_off_is_no_verdict_on_the_checkpoint",
+    "F2": "test_publish_chain:a_full_disk_on_the_serving_host_is_exit_4_with_both_sizes_and_nothing_is_left_behind",
+    "F3": "test_serve_runners:no_damaged_bad_or_malicious_checkpoint_answers_anybody_or_runs_code "
+    "test_model_store:every_single_bit_flip_and_truncation_is_noticed",
+    "F4": "test_serve_runners:no_damaged_bad_or_malicious_checkpoint_answers_anybody_or_runs_code "
+    "test_publish_chain:nothing_of_training_and_no_pickle_travels "
+    "test_model_store:fields_that_run_or_fetch_code_are_refused_even_with_a_right_manifest",
+    "F5": "test_serve_runners:no_damaged_bad_or_malicious_checkpoint_answers_anybody_or_runs_code "
+    "test_chat_templates:a_broken_or_hostile_template_is_replaced_and_says_why",
+    "F6": "test_serve_runners:no_damaged_bad_or_malicious_checkpoint_answers_anybody_or_runs_code "
+    "test_publish_chain:a_judged_loss_that_the_server_cannot_reproduce_is_refused_and_the_old_model_serves "
+    "test_model_slot:a_model_ten_times_slower_than_the_serving_one_is_stopped",
+    "F7": "test_publish_chain:streams_in_flight_finish_on_the_model_they_began_with_through_many_swaps",
+    "F8": "test_publish_chain:publishing_what_serves_already_changes_nothing "
+    "test_publish_chain:two_deployments_at_once_take_their_turns_and_a_rollback_to_what_is_gone_is_a_clear_no",
+    "F9": "test_publish_chain:a_server_restarts_on_current_and_falls_back_to_previous_when_current_is_broken",
+    "F10": "test_model_store:a_manifest_of_another_schema_is_refused",
+    "F11": "test_serve_hostile:a_caller_that_leaves_stops_its_generation "
+    "test_serve_hostile:greedy_wishes_are_4xx_naming_the_field "
+    "test_serve_hostile:broken_bodies_are_400_in_the_agreed_shape test_protocol:a_bad_field_is_a_400_that_names_it",
+    "F12": "test_serve_hostile:a_flood_gets_503_with_retry_after_while_health_answers "
+    "test_room:a_crowd_of_long_requests_stays_within_the_memory_set_aside_and_the_rest_is_refused",
+    "G1": "test_guard:a_key_with_any_bytes_is_compared_not_crashed_on "
+    "test_guard:other_authorization_headers_fit_nothing test_serve_hostile:headers_and_addresses_of_any_size_are_4xx "
+    "test_api_guard:a_key_is_compared_as_bytes_and_a_wrong_one_is_401",
+    "G2": "test_serve_hostile:a_public_bind_without_keys_is_refused "
+    "test_monitor_server:a_public_bind_without_a_key_is_refused_in_one_line",
+    "G3": "test_serve_hostile:foreign_hosts_and_origins_are_refused_on_every_method_and_nothing_allows_them "
+    "test_serve_hostile:broken_bodies_are_400_in_the_agreed_shape test_api_guard:only_looking_is_possible",
+    "G4": "test_serve_hostile:foreign_hosts_and_origins_are_refused_on_every_method_and_nothing_allows_them",
+    "G5": "test_serve_hostile:other_paths_are_404_as_json "
+    "test_api_guard:nothing_outside_the_list_of_page_files_is_read",
+    "G6": "test_monitor_browser:nothing_that_came_in_a_file_runs_or_becomes_an_element "
+    "test_api_guard:json_never_comes_as_html_whatever_a_file_is_called",
+    "G7": "test_serve_hostile:a_body_over_the_limit_is_413_before_it_is_read "
+    "test_serve_hostile:lengths_that_lie_and_packed_bodies_are_4xx_and_the_next_request_is_answered "
+    "test_monitor_server:malformed_requests_are_refused_and_never_a_failure",
+    "G8": "test_serve_runners:health_answers_beside_streams_and_bad_connections "
+    "test_monitor_server:health_answers_within_a_second_under_streams_half_open_and_dripping_clients "
+    "test_api_guard:the_cap_on_streams_is_503_and_a_closed_one_frees_its_place",
+    "G9": "test_serve_hostile:methods_that_no_route_knows_are_405_in_the_agreed_shape "
+    "test_serve_hostile:headers_and_addresses_of_any_size_are_4xx "
+    "test_api_guard:an_unknown_address_is_a_json_error_without_a_traceback",
+    "G10": "test_serve_openai:prompts_and_keys_are_in_no_log_and_no_metric",
+    "G11": "test_logs:a_record_stays_one_line_whatever_it_names "
+    "test_serve_hostile:headers_and_addresses_of_any_size_are_4xx",
+    "G12": "test_guard:wrong_keys_run_out test_api_guard:guessing_keys_is_slowed_and_the_right_key_still_works",
 }
-ROWS = [f"A{n}" for n in range(1, 26)] + [f"B{n}" for n in range(1, 17)] + [f"C{n}" for n in range(1, 10)]
+_SIZES = {"A": 25, "B": 16, "C": 9, "F": 12, "G": 12}  # B17 is speed: scripts/bench/ingest.py, never a timed test
+ROWS = [f"{group}{n}" for group, size in _SIZES.items() for n in range(1, size + 1)]
 
 
 def known_tests() -> set[str]:
@@ -98,7 +150,7 @@ def known_tests() -> set[str]:
 
 
 def test_every_row_has_a_test_that_exists() -> None:
-    assert list(TESTS) == ROWS  # B17 is speed: scripts/bench/ingest.py, never a timed test
+    assert list(TESTS) == ROWS
     known = known_tests()
     assert {row: name for row, names in TESTS.items() for name in names.split() if name not in known} == {}
 

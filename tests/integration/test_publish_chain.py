@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,23 @@ def test_publishing_what_serves_already_changes_nothing(root: Workspace, server:
     assert server.publish("0").returncode == 0
     assert deploy_doc(root, ids(root)[0])["changed"] is False
     assert server.get("/v1/checkpoints").json()["previous"] is None
+
+
+def test_two_deployments_at_once_take_their_turns_and_a_rollback_to_what_is_gone_is_a_clear_no(root: Workspace) -> None:
+    known = ids(root)
+    with running(root, "inference.max_loaded=1") as server:
+        assert server.publish("0").returncode == 0
+        with ThreadPoolExecutor(2) as pool:
+            done = list(pool.map(server.publish, ("10", "20")))
+        assert [one.returncode for one in done] == [0, 0] or "answers as" in done[0].stderr + done[1].stderr
+        serving = server.get("/v1/checkpoints").json()["serving"]
+        assert serving in (known[10], known[20])
+        previous = server.get("/v1/checkpoints").json()["previous"]
+        shutil.rmtree(root.root / "served" / previous)
+        answer = server.post("/admin/rollback", {})
+        assert answer.status_code == 409
+        assert previous in answer.json()["error"]["message"]
+        assert server.chat().headers["X-Dropforge-Checkpoint"] == serving
 
 
 def test_adapters_are_served_on_their_base_and_equal_what_peft_computes(root: Workspace, server: ServerProcess) -> None:

@@ -113,6 +113,60 @@ def test_a_body_over_the_limit_is_413_before_it_is_read(server: ServerProcess) -
         assert b" 413 " in made.recv(200)
 
 
+def raw(server: ServerProcess, *parts: bytes) -> tuple[int, dict[str, Any]]:
+    """Send bytes as they are. Returns status and body of the answer; 431 when the connection is cut before one."""
+    with socket.create_connection(("127.0.0.1", server.port)) as made:
+        made.settimeout(20)
+        data = b""
+        with contextlib.suppress(ConnectionError):
+            for part in parts:
+                made.sendall(part)
+        with contextlib.suppress(ConnectionError):
+            data = b"".join(iter(lambda: made.recv(65536), b""))
+    head, _, body = data.partition(b"\r\n\r\n")
+    return int(head.split()[1]) if head else 431, json.loads(body) if body.startswith(b"{") else {}
+
+
+POST = b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
+SCORE = b'{"text": "x y z"}'
+
+
+def test_lengths_that_lie_and_packed_bodies_are_4xx_and_the_next_request_is_answered(server: ServerProcess) -> None:
+    chunk = b"10000\r\n" + b" " * 65536 + b"\r\n"
+    endless = raw(server, POST + b"Transfer-Encoding: chunked\r\n\r\n", *[chunk] * 200)
+    both = raw(server, POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+    twice = raw(server, POST + b"Content-Length: 17\r\nContent-Length: 3\r\n\r\n" + SCORE)
+    packed = raw(server, POST + b"Content-Encoding: gzip\r\nContent-Length: 17\r\n\r\n" + SCORE)
+    strange = raw(server, POST + b"Content-Length: seventeen\r\n\r\n" + SCORE)
+    answers = {"endless": endless, "both": both, "twice": twice, "packed": packed, "strange": strange}
+    assert {name: status for name, (status, _) in answers.items() if not 400 <= status < 500} == {}
+    assert endless[0] == 413
+    assert packed[1]["error"]["code"] == "unsupported_content_encoding"
+    assert server.post("/v1/score", {"text": "x y z"}).status_code == 200
+
+
+def test_headers_and_addresses_of_any_size_are_4xx(server: ServerProcess) -> None:
+    get = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    key = raw(server, get + b"Authorization: Bearer " + b"k" * 1_000_000 + b"\r\n\r\n")
+    query = raw(server, get.replace(b"/v1/models", b"/v1/models?" + b"q" * 100_000) + b"\r\n")
+    nul = raw(server, get.replace(b"/v1/models", b"/v1/models/%00") + b"\r\n")
+    slash = raw(server, get.replace(b"/v1/models", b"/v1/models/") + b"\r\n")
+    broken = raw(server, b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: a\tb\x1b[2J\r\n\r\n")
+    statuses = [key[0], query[0], nul[0], slash[0]]
+    assert all(400 <= status < 500 for status in statuses), statuses
+    assert broken[0] in (200, 400)
+    assert server.chat().status_code == 200
+    assert "\x1b" not in server.log()
+
+
+def test_methods_that_no_route_knows_are_405_in_the_agreed_shape(server: ServerProcess) -> None:
+    for method, path in (("OPTIONS", "/v1/models"), ("PUT", "/admin/rollback"), ("PATCH", "/v1/score")):
+        answer = requests.request(method, server.url + path, timeout=20)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (405, "method_not_allowed")
+    head = requests.head(server.url + "/health", timeout=20)
+    assert (head.status_code, head.content) == (200, b"")
+
+
 FOREIGN = [
     {"Host": "evil.example"},
     {"Host": "localhost.evil.example:8765"},
