@@ -1,6 +1,6 @@
 """Where the judge computes (arrow: judge): on a GPU only when there is room beside whoever trains or serves on it.
 
-Reads    free memory of the CUDA devices, through torch
+Reads    free memory of the CUDA devices that torch may use, through NVML
 Units    bytes
 """
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any  # a manifest is a JSON document
 
 from core.checkpoints import WEIGHTS_SUFFIX
+from core.gpu import GpuReading, NvmlProbe
 
 # Free memory must be this many times the need, so that a trainer beside us is not driven out of memory.
 ROOM = 1.3
@@ -51,4 +52,23 @@ def free_memory() -> dict[str, int]:
 
     if not torch.cuda.is_available():
         return {}
-    return {f"cuda:{index}": torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())}
+    devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    probe = NvmlProbe()
+    try:
+        return free_by_name([str(device.uuid) for device in devices], probe.read())
+    finally:
+        probe.close()
+
+
+def free_by_name(uuids: Sequence[str], reading: GpuReading) -> dict[str, int]:
+    """Free bytes by torch's name of a device, as NVML has them: asking torch would take memory on every GPU.
+
+    Args:
+        uuids: of the devices that torch may use, in its order. reading: what NVML says of all GPUs, in its own.
+    """
+    found = {f"cuda:{index}": reading.by_uuid(uuid) for index, uuid in enumerate(uuids)}
+    return {
+        name: gpu.memory_total_bytes - gpu.memory_used_bytes
+        for name, gpu in found.items()
+        if gpu is not None and gpu.memory_total_bytes is not None and gpu.memory_used_bytes is not None
+    }
