@@ -7,8 +7,7 @@ Errors   DataError for a job whose rows cannot be read any more; StorageError, O
 """
 
 import os
-import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any  # facts are JSON
@@ -26,7 +25,7 @@ from core.validation.audit_page import page
 from core.validation.duplicates import DuplicateSearch, Earlier
 from core.validation.encoders import encoder_for
 from core.validation.expected import JobRows
-from core.validation.looks import DEEP_LOOKS, STANDARD_LOOKS, Looks
+from core.validation.looks import DEEP_LOOKS, LIKENESS, STANDARD_LOOKS, Looks, looking
 from core.validation.masks import RoleTokens
 from core.validation.result import Issues
 from core.validation.row_index import RowIndex
@@ -35,8 +34,7 @@ from core.verdicts import audit_file, with_audit
 
 SCHEMA = "audit.v1"
 _NOT_TRAINED = ("failed", "held")
-_LIKENESS = {"near_duplicate", "seen_before"}
-_BY_LEVEL: dict[str, Collection[str]] = {"quick": (), "standard": STANDARD_LOOKS, "deep": DEEP_LOOKS}
+_BY_LEVEL: dict[str, frozenset[str]] = {"quick": frozenset(), "standard": STANDARD_LOOKS, "deep": DEEP_LOOKS}
 _NEWEST = "~"  # after every job id
 
 
@@ -79,12 +77,24 @@ def looks_for(workspace: Workspace, settings: Settings, level: str, claim: Path 
     Raises:
         IndexBehindError: a limit asks for a comparison with files that are not in the index yet.
     """
-    limited = settings.validation.limits.keys() & _BY_LEVEL[level]
-    asked = set(_BY_LEVEL[level]) - (_LIKENESS if level == "standard" else set()) if claim is None else set()
-    codes = limited | asked
-    if not codes & _LIKENESS:
-        yield Looks(codes, settings.trainer.seed) if codes else None
-        return
+    codes = set(settings.validation.limits.keys() & _BY_LEVEL[level])
+    if claim is None:
+        codes |= looks_of_check(level)
+    earlier = None
+    if codes & LIKENESS:
+        earlier = _earlier_or_wait(workspace, claim, level)
+    job_id = claim.name if claim is not None else ""
+    with looking(codes, settings.trainer.seed, earlier, job_id, claim) as looks:
+        yield looks
+
+
+def looks_of_check(level: str) -> Set[str]:
+    """What is looked for where no background child comes afterwards: at level standard nothing that takes minutes."""
+    return _BY_LEVEL[level] - (LIKENESS if level == "standard" else frozenset())
+
+
+def _earlier_or_wait(workspace: Workspace, claim: Path | None, level: str) -> Earlier:
+    """The rows before a file; a claim waits until all of them are in the index. Raises IndexBehindError."""
     job_id = claim.name if claim is not None else None
     index = RowIndex(workspace.row_index_dir)
     behind = not_indexed(index, workspace, job_id)
@@ -94,9 +104,7 @@ def looks_for(workspace: Workspace, settings: Settings, level: str, claim: Path 
             where=str(workspace.row_index_dir),
             fix="wait: the daemon's background child takes them in",
         )
-    with tempfile.TemporaryDirectory(prefix=".rows-", dir=claim) as folder:
-        earlier = earlier_rows(index, workspace, job_id, level)
-        yield Looks(codes, settings.trainer.seed, DuplicateSearch(job_id or "", earlier, Path(folder)))
+    return earlier_rows(index, workspace, job_id, level)
 
 
 def audit_job(job: Job, workspace: Workspace, settings: Settings, index: RowIndex) -> None:

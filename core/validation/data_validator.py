@@ -7,7 +7,9 @@ from core.chat_templates import ChatEncoder
 from core.errors import DropforgeError
 from core.formats import RowProblem
 from core.lineage import Sidecar
+from core.validation.audit import looks_of_check
 from core.validation.inspection import Inspection
+from core.validation.looks import looking
 from core.validation.plan import LEVELS, Plan
 from core.validation.result import ValidationResult
 from core.validation.spec_validator import refused
@@ -46,15 +48,17 @@ class DataValidator:
         """
         if level.lower() not in LEVELS:
             raise ValueError(f"no level {level!r}; use one of {', '.join(LEVELS)}")
-        plan = Plan(
-            specs=DATASET_SPECS,
-            level=level.lower(),
-            spec=spec,
-            encoder=self._encoder,
-            max_length=self._max_length,
-            detect_specs=_DETECTED,
-        )
         try:
-            return Inspection(Path(path), Sidecar(), plan).run()
+            with looking(looks_of_check(level.lower())) as looks:
+                plan = Plan(
+                    specs=DATASET_SPECS,
+                    level=level.lower(),
+                    spec=spec,
+                    encoder=self._encoder,
+                    max_length=self._max_length,
+                    detect_specs=_DETECTED,
+                    looks=looks,
+                )
+                return Inspection(Path(path), Sidecar(), plan).run()
         except (DropforgeError, OSError) as error:
             return refused(RowProblem("unreadable", f"the file cannot be read: {error}"))

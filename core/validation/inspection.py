@@ -119,6 +119,7 @@ class Inspection:
             "spec": self.spec.name if self.spec else None,
             "sha256": self.sha256,
             "bytes": self.size_bytes,
+            "audit": self.audit,
             "tokens": self.stats.as_dict() | ({"by_role": self._roles.as_dict()} if self._roles is not None else {}),
         }
 

@@ -5,20 +5,24 @@ trains already; only what `validation.limits` sets a share for is looked at in t
 """
 
 import re
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any  # facts are JSON
 
 from core.formats import RowProblem
-from core.validation.duplicates import DuplicateSearch
+from core.validation.duplicates import DuplicateSearch, Earlier
 from core.validation.languages import SAMPLED_ROWS, answers_of, languages_of
 from core.validation.leaks import leaks
 from core.validation.result import MAX_EXAMPLES, Issues
 from core.validation.rows import TrainingRow
 from core.validation.sample import RowSample
 
-STANDARD_LOOKS = frozenset({"near_duplicate", "seen_before", "language_mix"})
+LIKENESS = frozenset({"near_duplicate", "seen_before"})
+STANDARD_LOOKS = LIKENESS | {"language_mix"}
 DEEP_LOOKS = STANDARD_LOOKS | {"leak", "private_data", "toxic"}
 _MOST_CHARS = 100_000  # of a text: a hint is no search of megabytes
 _MIN_TOLD = 50  # shares of fewer rows say nothing
@@ -130,6 +134,23 @@ class Looks:
             words = f"answers in more than one language: {shares} (of {told} rows that could be told)"
             _word(issues, limits, "language_mix", minority, told, [], words)
         return facts
+
+
+@contextmanager
+def looking(
+    codes: Set[str], seed: int = 0, earlier: Earlier | None = None, job_id: str = "", folder: Path | None = None
+) -> Iterator[Looks | None]:
+    """Looks for one file, None where nothing is looked for; the signatures of its rows are thrown away afterwards.
+
+    Args:
+        earlier: rows to compare with, those of the file itself apart.
+        folder: where the signatures are kept meanwhile; None is the system's temporary folder.
+    """
+    if not codes & LIKENESS:
+        yield Looks(codes, seed) if codes else None
+        return
+    with tempfile.TemporaryDirectory(prefix=".rows-", dir=folder) as own:
+        yield Looks(codes, seed, DuplicateSearch(job_id, earlier or Earlier(), Path(own)))
 
 
 _TESTS: Mapping[str, Callable[[TrainingRow], bool]] = {

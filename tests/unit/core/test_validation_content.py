@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from core.validation import DATASET_SPECS, training_row
+from core.chat_templates import ChatEncoder
+from core.validation import DATASET_SPECS, DataValidator, training_row
 from core.validation.gate import check_file
 from core.validation.labels import TokenStats
 from core.validation.layer_one import canonical_rows
@@ -223,3 +224,16 @@ def test_chat_rows_of_which_every_token_is_trained_are_suspect() -> None:
     assert stats.suspicion() is None
     stats.add(9, 9, is_chat=True)
     assert "every token of the chat rows would be trained" in (stats.suspicion() or "")
+
+
+def test_the_python_api_looks_deep_too(tmp_path: Path, tokenizer: Path) -> None:
+    file = tmp_path / "x.jsonl"
+    file.write_text(lines([chat(1), chat(2, "mail me at jo.doe@example.org"), chat(3), chat(4, "answer 3")]))
+    validator = DataValidator(ChatEncoder.from_folder(tokenizer))
+    codes = {
+        level: {issue["code"] for issue in validator.validate_file(file, level).issues}
+        for level in ("QUICK", "STANDARD", "DEEP")
+    }
+    assert codes == {"QUICK": set(), "STANDARD": set(), "DEEP": {"private_data"}}
+    facts = validator.validate_file(file, "DEEP").stats["audit"]
+    assert facts["duplicates"]["rows"] == 4
