@@ -242,8 +242,8 @@ class ChatEncoder:
         return done
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """How many tokens each text has by itself."""
-        return [len(one.ids) for one in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+        """How many tokens each text has by itself; the text of a control token counts as one."""
+        return [len(one.ids) for one in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def least_tokens(self, row: TrainingRow) -> int:
         """A row has at least so many tokens: tells a hopelessly long one without encoding it."""
