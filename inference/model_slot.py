@@ -25,6 +25,7 @@ from inference.engine.room import tokens_that_fit
 from inference.engine.runner import Runner
 from inference.generation import Canary, Chunk, Model, TokenScore
 from inference.inspection import StoredCheckpoint
+from trainer import profiles
 
 _CANARY_TOKENS = 16
 _CANARY_CHAT = ({"role": "user", "content": "Say hello."},)
@@ -91,6 +92,7 @@ class Loader:
         Raises:
             ModelError: it cannot be built, or its chat template is refused.
         """
+        _require_profile(stored)
         encoder = _encoder(stored.folder)
         yield
         if not stored.is_adapter:
@@ -114,6 +116,17 @@ class Loader:
         network = yield from load_base(folder, self._device)
         self._bases[sha256] = network
         return network
+
+
+def _require_profile(stored: StoredCheckpoint) -> None:
+    """What a profile does to prompts and logits while training must be done here too, or not be served at all."""
+    name = stored.manifest["profile"]
+    if name is not None and name not in profiles.KNOWN:
+        raise ModelError(
+            f"it was trained with the profile {name!r}, which this server does not know",
+            where=str(stored.folder),
+            fix="serve it with the version that trained it",
+        )
 
 
 def _encoder(folder: Path) -> ChatEncoder:

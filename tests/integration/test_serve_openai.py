@@ -3,9 +3,11 @@
 import json
 import subprocess
 from collections.abc import Iterator
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
 
 import openai
+import pydantic
 import pytest
 
 from core.services import ServiceClient
@@ -128,6 +130,54 @@ def test_completions_echo_the_prompt_with_the_logprobs_that_score_reports(
     assert score["loss"] == pytest.approx(sum(surprisals[1:]) / (len(surprisals) - 1))
     several = client.completions.create(model="dropforge", prompt=["a", "b"], n=2, max_tokens=2)
     assert [c.index for c in several.choices] == [0, 1, 2, 3]
+
+
+class Person(pydantic.BaseModel):
+    """What a caller wants to get back."""
+
+    age: int = pydantic.Field(ge=0, le=150)
+    tags: list[Literal["a", "b"]] = pydantic.Field(max_length=2)
+
+
+def in_form(schema: dict[str, Any]) -> Any:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+
+
+def test_answers_keep_to_a_schema_streamed_or_not_alone_or_in_a_crowd(client: openai.OpenAI) -> None:
+    schema = Person.model_json_schema()
+    asked: Any = {"model": "dropforge", "messages": HELLO, "max_tokens": 150, "response_format": in_form(schema)}
+    drawn = client.chat.completions.create(n=3, seed=4, temperature=0.8, **asked)
+    whole = [c.message.content or "" for c in drawn.choices if c.finish_reason == "stop"]
+    assert whole
+    for text in whole:
+        Person.model_validate_json(text)
+    streamed = {0: "", 1: "", 2: ""}
+    for chunk in client.chat.completions.create(n=3, seed=4, temperature=0.8, stream=True, **asked):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.delta.content or ""
+    assert list(streamed.values()) == [c.message.content for c in drawn.choices]
+    greedy: Any = {**asked, "temperature": 0}
+    alone = client.chat.completions.create(**greedy).choices[0].message.content
+    with ThreadPoolExecutor(6) as pool:
+        crowd = list(pool.map(lambda _: client.chat.completions.create(**greedy).choices[0].message.content, range(6)))
+    assert crowd == [alone] * 6
+
+
+def test_the_clients_own_parsing_works_and_a_bad_schema_names_its_field(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.parse(
+        model="dropforge", messages=HELLO, response_format=Person, seed=4, temperature=0.8, max_tokens=150
+    )
+    assert isinstance(answer.choices[0].message.parsed, Person)
+    with pytest.raises(openai.BadRequestError) as bad:
+        client.chat.completions.create(
+            model="dropforge", messages=HELLO, response_format=in_form({"type": "array", "uniqueItems": True})
+        )
+    assert bad.value.param == "response_format.json_schema.schema"
+    assert bad.value.response.headers["x-should-retry"] == "false"
+    either = client.chat.completions.create(
+        model="dropforge", messages=HELLO, response_format={"type": "json_object"}, seed=4, max_tokens=150
+    ).choices[0]
+    assert either.finish_reason == "length" or isinstance(json.loads(either.message.content or ""), dict)
 
 
 def test_models_are_listed_and_can_be_asked_by_id(client: openai.OpenAI, serving: str) -> None:

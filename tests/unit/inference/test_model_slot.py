@@ -134,3 +134,9 @@ def test_a_second_adapter_shares_its_base(tmp_path: Path) -> None:
     assert [gate(slot).tokens for slot in slots] == [16, 16]
     del slots
     assert not loader.holds(whole.weights_sha256)
+
+
+def test_a_checkpoint_trained_with_a_profile_that_is_not_known_here_is_refused(stored: StoredCheckpoint) -> None:
+    manifest = {**stored.manifest, "profile": "emoji_think"}
+    with pytest.raises(ModelError, match="profile 'emoji_think', which this server does not know"):
+        load(StoredCheckpoint(stored.folder, manifest))
