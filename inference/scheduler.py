@@ -23,7 +23,7 @@ from typing import Any, TypeVar  # Any: a job's result has its own type, kept by
 from core.errors import OverloadedError
 from inference.generation import TILE_TOKENS, Chunk, Model, StepResult
 from inference.metrics import ServerMetrics
-from inference.pace import Pace
+from inference.pace import Budget, Pace
 from inference.sampling import RuleError, score_row
 from inference.ticket import Choice, Failure, Piece, PromptScores, Ticket
 
@@ -218,8 +218,8 @@ class Scheduler:
     def _step(self, choices: list[Choice]) -> None:
         model = choices[0].ticket.model
         decoding = {c.context: c for c in choices if not c.reading and c.context is not None}
-        reading = sum(choice.reading for choice in choices)
-        chunks, readers = _chunks(choices, self._pace(model).budget(self._step_tokens, len(decoding), reading))
+        waiting = sum(0 < choice.left <= self._step_tokens and not choice.cut for choice in choices)
+        chunks, readers = _chunks(choices, self._pace(model).budget(self._step_tokens, len(decoding), waiting))
         began = time.perf_counter()
         try:
             result = model.step({context: c.last_token for context, c in decoding.items()}, chunks)
@@ -317,24 +317,25 @@ class Scheduler:
             logger.exception("a context could not be closed")
 
 
-def _chunks(choices: list[Choice], budget: int) -> tuple[list[Chunk], dict[int, Choice]]:
-    """What the next step reads, and of whom by context; the oldest requests first."""
+def _chunks(choices: list[Choice], budget: Budget) -> tuple[list[Chunk], dict[int, Choice]]:
+    """What the next step reads, and of whom by context; the oldest first, but whole prompts pass those that are cut."""
     chunks: list[Chunk] = []
     readers: dict[int, Choice] = {}
+    read = 0
     for choice in choices:
-        if budget <= 0:
-            break
         if not choice.reading or choice.context is None:
             continue
-        left = len(choice.ticket.prompt_ids) - choice.read
-        take = left if left <= budget else budget - budget % TILE_TOKENS
+        room = max(0, (budget.pieces if choice.cut else budget.whole) - read)
+        piece = max(0, budget.pieces - read)
+        take = choice.left if choice.left <= room else piece - piece % TILE_TOKENS
         if not take:
             continue
+        choice.cut = take < choice.left
         ids = choice.ticket.prompt_ids[choice.read : choice.read + take]
         chunks.append(_chunk(choice, ids))
         readers[choice.context] = choice
         choice.read += len(ids)
-        budget -= len(ids)
+        read += len(ids)
     return chunks, readers
 
 

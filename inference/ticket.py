@@ -62,6 +62,7 @@ class Choice:
     rule: Rule | None = None
     context: int | None = None
     read: int = 0  # prompt tokens the model has seen
+    cut: bool = False  # a piece of its prompt was read and some is left
     last_token: int = -1
     produced: int = 0
     finished: bool = False
@@ -74,8 +75,13 @@ class Choice:
         return len(self.ticket.prompt_ids) + ahead
 
     @property
+    def left(self) -> int:
+        """Prompt tokens the model has not seen yet."""
+        return len(self.ticket.prompt_ids) - self.read
+
+    @property
     def reading(self) -> bool:
-        return self.read < len(self.ticket.prompt_ids)
+        return self.left > 0
 
 
 class Ticket:

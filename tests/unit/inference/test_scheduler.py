@@ -135,6 +135,23 @@ def test_a_long_prompt_is_read_in_pieces_while_others_decode() -> None:
     assert max(both) <= 512
 
 
+def test_short_prompts_of_many_that_wait_are_read_whole_before_the_rest_of_a_long_one() -> None:
+    machine, model = scheduler(), FakeModel()
+    machine._pace(model).learn(0.01, decoding=1, read=0)
+    machine._pace(model).learn(0.1, decoding=0, read=1000)
+    machine.submit(ticket(model, "a" * 300))
+    run(machine, 1)
+    long = ticket(model, "b" * 600)
+    machine.submit(long)
+    run(machine, 1)
+    short = [ticket(model, letter * 40) for letter in "cd"]
+    for each in short:
+        machine.submit(each)
+    run(machine, 1)
+    assert [each.choices[0].left for each in short] == [0, 0]
+    assert long.choices[0].left > 0
+
+
 def test_streamed_pieces_come_one_by_one() -> None:
     machine, model = scheduler(), FakeModel()
     one = ticket(model, stream=True)
