@@ -72,11 +72,18 @@ class TypedRows:
             return None
         trained = self._trained(rows)
         written = _encode(trained)
-        quotes = count_quotes(text)
-        if count_quotes(written) != quotes and count_quotes(_encode(rows)) != quotes:
+        if not self._all_quotes(text, rows, written):
             return None  # a key that stands twice was swallowed
         openings = [row.text for row in trained] if self._kind == "text" else _openings(trained)
         return PlainRows(written[:-1].split(b"\n"), openings) if openings is not None else None
+
+    def _all_quotes(self, text: bytes, rows: list[Any], written: bytes) -> bool:
+        """Does every quote of a text stand in its rows? What is trained tells it at once where it can only have fewer,
+        not where rows are turned into chats: names added there would make up for those of a swallowed key.
+        """
+        quotes = count_quotes(text)
+        shorter = self._kind == "text" or self._has_plain_turns
+        return (shorter and count_quotes(written) == quotes) or count_quotes(_encode(rows)) == quotes
 
     def _trained(self, rows: list[Any]) -> list[Any]:  # generated structs -> Text, or Chat
         if self._kind == "text":

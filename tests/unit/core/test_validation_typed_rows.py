@@ -136,6 +136,19 @@ def test_a_doubtful_row_is_left_to_the_slow_road(line: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("prompt_completion_v1", r'{"prompt":"\"\"","prompt":"","prompt":"a","completion":"b"}'),
+        ("alpaca_v1", r'{"instruction":"\"\"","instruction":"b","input":"","output":"c"}'),
+    ],
+)
+def test_quotes_that_a_chat_adds_do_not_make_up_for_a_swallowed_key(name: str, line: str) -> None:
+    typed, spec = typed_rows(DATASET_SPECS[name]), DATASET_SPECS[name]
+    assert typed is not None and typed.read(line.encode() + b"\n", 1) is None
+    assert isinstance(slowly(spec, line.encode()), RowProblem)
+
+
+@pytest.mark.parametrize(
     "turns",
     [
         [("assistant", "a"), ("user", "q")],
