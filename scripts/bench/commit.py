@@ -21,8 +21,8 @@ from transformers import Trainer, TrainingArguments
 
 from core.atomic import fsync_tree, sha256_file
 from core.checkpoints import Checkpoint
-from scripts.bench.train import ROWS_A_STEP, dials, make_model, make_rows
-from scripts.bench.train_peers import examples_of, pad, trainer_arguments
+from scripts.bench.train import dials, make_model, make_rows
+from scripts.bench.train_peers import ROWS_A_STEP, examples_of, pad, trainer_arguments
 from scripts.reliability.training_farm import TrainingFarm, chats, tick_until_step
 from trainer import snapshot
 from trainer.commits import BackgroundCommit

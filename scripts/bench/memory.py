@@ -23,7 +23,8 @@ from transformers import Qwen3ForCausalLM
 
 from core.memory_estimate import needed, shape_of
 from core.settings import settings_from
-from scripts.bench.train import ENVIRONMENT, ROWS_A_STEP, dials, make_model, make_rows
+from scripts.bench.train import ENVIRONMENT, dials, make_model, make_rows
+from scripts.bench.train_peers import ROWS_A_STEP
 from trainer.engine import Engine
 from trainer.models.lora import add_adapter
 from trainer.models.tiny import tiny_config

@@ -20,6 +20,8 @@ SHAPE = ModelShape(
     vocabulary=151_936,
 )
 
+FULL = {"method": "full"}
+
 
 def _settings(**trainer: object) -> Settings:
     return settings_from({"trainer": trainer}, "test")
@@ -48,6 +50,11 @@ def test_a_base_in_four_bits_keeps_its_embedding_and_shrinks_its_layers() -> Non
     assert (small - adapter - 4 * table) / (SHAPE.parameters - table) == pytest.approx(0.52, abs=0.001)
 
 
+def test_an_adapter_needs_more_on_its_way_than_the_weights_it_saves() -> None:
+    full, lora = (needed(SHAPE, _settings(method=method)).activations for method in ("full", "lora"))
+    assert 1.35 < lora / full < 1.5
+
+
 def test_recomputed_activations_and_smaller_micro_batches_need_less() -> None:
     plain = needed(SHAPE, _settings())
     assert needed(SHAPE, _settings(gradient_checkpointing=True)).activations < plain.activations / 10
@@ -56,7 +63,8 @@ def test_recomputed_activations_and_smaller_micro_batches_need_less() -> None:
 
 def test_longer_documents_keep_more_probabilities_of_attention_up_to_a_bound() -> None:
     short, long, longest = (
-        needed(SHAPE, settings_from({"hyperparams": {"max_length": n}}, "test")).activations for n in (64, 512, 2048)
+        needed(SHAPE, settings_from({"hyperparams": {"max_length": n}, "trainer": FULL}, "test")).activations
+        for n in (64, 512, 2048)
     )
     per_key = 4 * 4096 * SHAPE.layers * SHAPE.heads
     assert long - short == per_key * (192 - 32)
