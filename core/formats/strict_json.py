@@ -18,12 +18,11 @@ from core.formats.rows import LATIN1_FIX, RowProblem
 MAX_DEPTH = 64
 _MAX_INT_DIGITS = 20
 _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
-_ODD_ESCAPES = (b"\\u0000", b"\\u0022")
 _DIGITS_ONLY = bytes(ord("0") if chr(byte).isascii() and chr(byte).isdigit() else ord(" ") for byte in range(256))
 _LONG_DIGITS = b"0" * 19
 _STRIDE = 9
 _BACKSLASH, _U = ord("\\"), ord("u")
-_QUOTE, _BRACE, _LINE_FEED, _ZERO = ord('"'), ord("{"), ord("\n"), ord("0")
+_QUOTE, _BRACE, _LINE_FEED, _ZERO, _TWO = ord('"'), ord("{"), ord("\n"), ord("0"), ord("2")
 _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
 
 
@@ -66,13 +65,14 @@ def _not_an_object(value: object) -> RowProblem:
 def has_odd_escapes(text: bytes) -> bool:
     """Does text that ends in } or } and LF hold a quote or a U+0000 escaped by number? It is looked at line by line.
 
-    Numpy, since CPython's search for two bytes is ten times slower than a comparison of all of them.
+    Numpy, since CPython's search for a few bytes is ten times slower than a comparison of all of them.
     """
     chars = np.frombuffer(text, dtype=np.uint8)
     escapes = np.flatnonzero(chars == _BACKSLASH)
     numbered = escapes[chars[escapes + 1] == _U]
-    low = bool(((chars[numbered + 2] == _ZERO) & (chars[numbered + 3] == _ZERO)).any())
-    return low and any(escape in text for escape in _ODD_ESCAPES)
+    first, second, third, fourth = (chars[numbered[numbered < len(chars) - 5] + at] for at in (2, 3, 4, 5))
+    low = (first == _ZERO) & (second == _ZERO) & (third == fourth)
+    return bool((low & ((third == _ZERO) | (third == _TWO))).any())
 
 
 def count_quotes(text: bytes) -> int:
