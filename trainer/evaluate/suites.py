@@ -174,7 +174,7 @@ def _one_of(value: object, allowed: Sequence[str], key: str, path: Path) -> None
 
 
 def _read_items(path: Path, metric: str) -> list[Asked]:
-    lines = _json_lines(path)
+    lines = _json_lines(path, _LONGEST_LINE_BYTES)
     items = [(parse_item(doc, f"{path}:{number}", metric), doc) for number, doc in lines]
     seen: set[str] = set()
     for (item, _doc), (number, _line) in zip(items, lines, strict=True):
@@ -188,16 +188,16 @@ def _read_items(path: Path, metric: str) -> list[Asked]:
     return items
 
 
-def _json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+def _json_lines(path: Path, longest_bytes: int | None = None) -> list[tuple[int, dict[str, Any]]]:
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise storage_error(error, path) from error
     lines = [(number, line) for number, line in enumerate(raw.split(b"\n"), 1) if line.strip()]
     for number, line in lines:
-        if len(line) > _LONGEST_LINE_BYTES:
+        if longest_bytes is not None and len(line) > longest_bytes:
             why = f"the line has {len(line):,} bytes, and no model reads that as one question"
-            raise ConfigError(why, where=f"{path}:{number}", fix=f"shorten it to {_LONGEST_LINE_BYTES:,}")
+            raise ConfigError(why, where=f"{path}:{number}", fix=f"shorten it to {longest_bytes:,}")
     docs = [(number, parse_json(line, f"{path}:{number}")) for number, line in lines]
     for number, doc in docs:
         if not isinstance(doc, dict):

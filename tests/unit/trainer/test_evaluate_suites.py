@@ -262,3 +262,11 @@ def test_added_suites_decide_and_without_them_the_live_one_does(workspace, suite
     assert deciding([live, *guards]) == [live]
     added = load_suite(suite([ITEM]))
     assert deciding([live, *guards, added]) == [added]
+
+
+def test_a_long_held_out_row_is_no_broken_suite(workspace):
+    folder = workspace.incoming_dir("main")
+    folder.mkdir(parents=True)
+    turns = [{"role": "user", "content": "a" * (2 << 20)}, {"role": "assistant", "content": "b"}]
+    (folder / "j.jsonl").write_text(json.dumps({"sha256": "0" * 64, "row": 1, "messages": turns}) + "\n")
+    assert len(incoming_suite(workspace, "main", ["j"]).items) == 1
