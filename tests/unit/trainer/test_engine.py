@@ -72,6 +72,31 @@ def test_changing_one_document_leaves_the_losses_and_gradients_of_all_others_unc
         torch.testing.assert_close(changed[name], gradient, atol=1e-6, rtol=0)
 
 
+def test_attention_by_blocks_has_the_gradients_of_torchs_own_whatever_comes_back_to_the_last_tokens() -> None:
+    lengths = [130, 40, 38, 33, 5]  # two blocks; three that share a rectangle with padding; one alone
+    torch.manual_seed(0)
+    shapes = [(sum(lengths), heads, 8) for heads in (4, 2, 2)]
+    ours = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    theirs = [x.detach().clone().requires_grad_() for x in ours]
+    returned = torch.randn(shapes[0])
+    groups = attention.to_device(layout_of(lengths), torch.device("cpu")).groups
+    out = causal_blocks.CausalBlocks.apply(*ours, groups, 8**-0.5)
+    documents = zip(*(x.split(lengths) for x in theirs), strict=True)
+    expected = torch.cat(
+        [
+            torch.nn.functional.scaled_dot_product_attention(
+                *(x.transpose(0, 1)[None] for x in document), is_causal=True, enable_gqa=True
+            )[0].transpose(0, 1)
+            for document in documents
+        ]
+    )
+    torch.testing.assert_close(out, expected, atol=1e-6, rtol=1e-5)
+    for found, wanted in zip(
+        torch.autograd.grad(out, ours, returned), torch.autograd.grad(expected, theirs, returned), strict=True
+    ):
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("kept_tokens", [0, 1024])
 def test_attention_in_many_small_blocks_gives_the_gradients_of_single_rows(
     kept_tokens: int, monkeypatch: pytest.MonkeyPatch

@@ -87,6 +87,16 @@ def test_frozen_weights_under_an_adapter_get_no_gradient_and_the_adapter_learns(
     assert all("lora_" in name for name in engine.trainable)
 
 
+def test_a_frozen_weight_that_is_loaded_anew_is_the_one_the_next_step_sees() -> None:
+    base = qwen()
+    base.name_or_path = "base"
+    engine = Engine(add_adapter(base, rank=4, seed=0, base_folder=Path("base")), dials(**BF16))
+    before = _gradients(engine)[0]
+    with torch.no_grad():
+        engine.model.get_parameter("base_model.model.model.layers.0.mlp.down_proj.base_layer.weight").zero_()
+    assert _gradients(engine)[0] != before
+
+
 def test_an_error_in_the_middle_of_a_pass_leaves_the_fp32_weights_in_their_place() -> None:
     engine = Engine(qwen(), dials(**BF16))
     layer = engine.model.model.layers[1]
