@@ -69,6 +69,24 @@ def test_answers_do_not_depend_on_the_batch_they_are_in(model_folder, scorer):
         assert answer == encoder.decode(out[:stop])
 
 
+def test_a_choice_costs_what_its_whole_row_costs_whatever_it_shares_with_the_others(scorer):
+    prompts = [row["messages"][:1] for row in rows(7)]
+    choices = [["yes", "no"], ["seven", "seventy", "seventy seven of them"], ["①", "a", ""], *[["x", "xx"]] * 4]
+    found = scorer.choice_losses(prompts, choices)
+    for prompt, texts, losses in zip(prompts, choices, found, strict=True):
+        whole = scorer.losses([{"messages": [*prompt, {"role": "assistant", "content": text}]} for text in texts])
+        assert [tokens for _nll, tokens in losses] == [tokens for _nll, tokens in whole]
+        assert [nll for nll, _tokens in losses] == pytest.approx([nll for nll, _tokens in whole], rel=1e-4)
+
+
+def test_a_question_longer_than_the_context_has_no_choice_read(scorer):
+    long = [{"role": "user", "content": "word " * 4000}]
+    short = rows(1)[0]["messages"][:1]
+    found = scorer.choice_losses([long, short], [["a", "b"], ["a", "b"]])
+    assert found[0] == [(0.0, 0), (0.0, 0)]
+    assert all(tokens > 0 for _nll, tokens in found[1])
+
+
 def test_a_prompt_longer_than_the_context_is_answered_with_nothing(scorer):
     assert scorer.answers([[{"role": "user", "content": "word " * 4000}]], 4) == [""]
 
