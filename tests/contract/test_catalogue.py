@@ -130,7 +130,7 @@ TESTS = {
     "G9": "test_serve_hostile:methods_that_no_route_knows_are_405_in_the_agreed_shape "
     "test_serve_hostile:headers_and_addresses_of_any_size_are_4xx "
     "test_api_guard:an_unknown_address_is_a_json_error_without_a_traceback",
-    "G10": "test_serve_openai:prompts_and_keys_are_in_no_log_and_no_metric",
+    "G10": "test_serve_openai:prompts_and_keys_are_in_no_log_no_metric_no_view_and_no_process_list",
     "G11": "test_logs:a_record_stays_one_line_whatever_it_names "
     "test_serve_hostile:headers_and_addresses_of_any_size_are_4xx",
     "G12": "test_guard:wrong_keys_run_out test_api_guard:guessing_keys_is_slowed_and_the_right_key_still_works",

@@ -4,6 +4,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Literal
 
 import openai
@@ -215,12 +216,24 @@ def test_curl_works_as_documented(server: ServerProcess, serving: str) -> None:
     assert json.loads(doc)["system_fingerprint"] == serving
 
 
-def test_prompts_and_keys_are_in_no_log_and_no_metric(client: openai.OpenAI, server: ServerProcess) -> None:
+def test_prompts_and_keys_are_in_no_log_no_metric_no_view_and_no_process_list(
+    client: openai.OpenAI, server: ServerProcess
+) -> None:
     canary: Any = [{"role": "user", "content": "CANARY-7fe1"}]
     client.chat.completions.create(messages=canary, **FIXED)
-    with pytest.raises(openai.BadRequestError):
-        client.chat.completions.create(messages=canary, **{**FIXED, "temperature": 9})
-    written = server.log() + "".join(p.read_text() for p in server.workspace.logs_dir.iterdir())
-    written += server.get("/metrics", headers={"Authorization": "Bearer sk-answers"}).text
-    for secret in ("CANARY-7fe1", "sk-answers", "sk-admin"):
-        assert secret not in written
+    client.completions.create(model="dropforge", prompt="CANARY-7fe1", max_tokens=1)
+    server.post("/v1/score", {"text": "CANARY-7fe1"}, headers={"X-API-Key": "sk-answers"})
+    answers = []
+    for wrong in ({"temperature": 9}, {"model": "gpt-9"}):
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.chat.completions.create(messages=canary, **{**FIXED, **wrong})
+        answers.append(caught.value.response.text)
+    for key in ("CANARY-key", "sk-admin-not"):
+        answers.append(server.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).text)
+    views = ("/metrics", "/slots", "/v1/checkpoints", "/v1/models", "/openapi.json", "/ready")
+    answers += [server.get(path, headers={"Authorization": "Bearer sk-answers"}).text for path in views]
+    files = [p for folder in (server.workspace.logs_dir, server.workspace.root / "status") for p in folder.rglob("*")]
+    written = [p.read_text() for p in files if p.is_file()]
+    command = Path(f"/proc/{server.popen.pid}/cmdline").read_text()
+    found = "".join([server.log(), command, *written, *answers])
+    assert [s for s in ("CANARY-7fe1", "CANARY-key", "sk-answers", "sk-admin") if s in found] == []
