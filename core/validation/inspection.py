@@ -358,7 +358,7 @@ class Inspection:
     def _take(self, todo: list[Todo], begun: Started, audit: LabelAudit, *, keep: bool) -> None:
         """Judge encoded rows, and hand them on."""
         encoder = audit.encoder
-        quoting = [line for _, line, _, row in todo if encoder.quotes_special(row)]
+        quoting = [line for (_, line, _, _), quotes in zip(todo, audit.quoting(begun), strict=True) if quotes]
         if quoting:
             self.issues.warn("special_tokens_in_text", len(quoting), quoting)
         kept: list[Encoded] = []

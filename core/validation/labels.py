@@ -96,9 +96,15 @@ class LabelAudit:
             prepared = self.encoder.prepare(sound)
         except TemplateRefusedError:
             return Started(rows, hopeless, None, [self._encode_one(row) for row in sound])
-        if pool is None:
-            return Started(rows, hopeless, prepared, self.encoder.tokenize(prepared))
-        return Started(rows, hopeless, prepared, pool.submit(self.encoder.tokenize, prepared))
+        work = self.encoder.tokenize(prepared) if pool is None else pool.submit(self.encoder.tokenize, prepared)
+        return Started(rows, hopeless, prepared, work)
+
+    def quoting(self, started: Started) -> list[bool]:
+        """Of each row, whether it spells a control token."""
+        if started.prepared is None or any(started.hopeless):
+            return [self.encoder.quotes_special(row) for row in started.rows]
+        pairs = zip(started.rows, started.prepared.rendered, strict=True)
+        return [self.encoder.quotes_special(row) if text is None else bool(text.quoted) for row, text in pairs]
 
     def finish(self, started: Started) -> list[Encoded | RowProblem]:
         """The rows given to `start`, as `encode` gives them back."""
