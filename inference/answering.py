@@ -72,7 +72,7 @@ class Answer:
             could be seen that what was asked cannot be done.
         """
         try:
-            left = sum(len(ticket.choices) for ticket in self.tickets)
+            left = sum(ticket.n for ticket in self.tickets)
             ping_at = time.monotonic() + PING_EVERY_S
             while left:
                 try:

@@ -155,6 +155,7 @@ class Scheduler:
             gone = [ticket for ticket in self._waiting if ticket.cancelled]
             for ticket in gone:
                 self._waiting.remove(ticket)
+                ticket.release()
         for choice in self._active:
             if choice.ticket.cancelled:
                 self._close(choice)
@@ -294,7 +295,7 @@ class Scheduler:
         self._close(choice)
 
     def _send(self, choice: Choice, text: str, reason: str | None) -> None:
-        place = choice.ticket.prompt * len(choice.ticket.choices) + choice.index
+        place = choice.ticket.prompt * choice.ticket.n + choice.index
         piece = Piece(place, text, tuple(choice.unsent), reason, choice.produced)
         choice.unsent = []
         choice.ticket.events.put(piece)
@@ -308,6 +309,8 @@ class Scheduler:
 
     def _close(self, choice: Choice) -> None:
         choice.finished = True
+        if choice.ticket.done:
+            choice.ticket.release()
         context, choice.context = choice.context, None
         if context is None:
             return

@@ -130,6 +130,7 @@ class Ticket:
         self.first_token_s: float | None = None
         self.cached_tokens = 0
         each: Sequence[Rule | None] = rules or [None] * n
+        self.n = n
         self.choices = [
             Choice(self, i, Sampler(sampling, i, rule), TextAssembler(codec, stop), rule) for i, rule in enumerate(each)
         ]
@@ -137,3 +138,9 @@ class Ticket:
     @property
     def done(self) -> bool:
         return all(choice.finished for choice in self.choices)
+
+    def release(self) -> None:
+        """Let go of the choices. Each holds its ticket and so the model: as a cycle they would keep a model that was
+        swapped out in memory until Python's full collection, which with torch loaded comes about once in hours.
+        """
+        self.choices = []

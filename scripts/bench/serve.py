@@ -41,7 +41,7 @@ from inference.engine.runner import Runner
 from inference.metrics import ServerMetrics
 from inference.sampling import Sampling
 from inference.scheduler import Scheduler
-from inference.ticket import Ticket
+from inference.ticket import Piece, Ticket
 from serving_rig import FIELDS, ServerProcess, free_port, place
 from stream_clients import ask
 from trainer.models.tiny_tokenizer import write_tokenizer
@@ -136,7 +136,9 @@ class Engine:
             self._scheduler.submit(ticket)
         while not all(ticket.done for ticket in tickets):
             self._scheduler.tick()
-        return sum(choice.produced for t in tickets for choice in t.choices) / (time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        ends = [ticket.events.get() for ticket in tickets]
+        return sum(end.completion_tokens for end in ends if isinstance(end, Piece)) / seconds
 
 
 def generate_one_by_one(model: Qwen3ForCausalLM, prompts: Sequence[Sequence[int]]) -> float:

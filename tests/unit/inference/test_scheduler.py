@@ -1,6 +1,8 @@
 """Continuous batching over a fake model: requests join, leave, stop and fail one by one; nothing waits for ever."""
 
+import gc
 import queue
+import weakref
 from collections.abc import Generator, Sequence
 
 import numpy as np
@@ -393,3 +395,24 @@ def test_other_models_have_memory_of_their_own() -> None:
         machine.submit(ticket(model, "x" * 50, max_tokens=100))
     machine.tick()
     assert machine.running == 2
+
+
+def test_a_request_that_is_over_holds_its_model_no_longer_than_those_who_asked_do() -> None:
+    machine, model = scheduler(), FakeModel()
+    there = weakref.ref(model)
+    done, one, left, never = (ticket(model, n=2), ticket(model, "x"), ticket(model), ticket(model))
+    gc.collect()
+    gc.disable()
+    try:
+        for each in (done, one, left):
+            machine.submit(each)
+        machine.tick()
+        machine.cancel(left)
+        run(machine)
+        machine.submit(never)
+        machine.cancel(never)
+        run(machine)
+        del model, done, one, left, never, each
+        assert there() is None
+    finally:
+        gc.enable()
