@@ -71,12 +71,17 @@ def _cell(text: object) -> str:
     return "".join(f"\\{c}" if c in "\\`*_[]<>|#!" else c for c in safe)
 
 
+def _items(suite: dict[str, Any]) -> str:
+    count, of = suite.get("n"), suite.get("of")
+    return f"{count} of {of}" if of not in (None, count) else str(count)
+
+
 def _evaluation(metrics: dict[str, Any]) -> str:
     suites = metrics.get("suites")
     if not isinstance(suites, dict) or not suites:
         return "Not evaluated."
     rows = [
-        f"| {_cell(name)} | {_cell(s.get('metric'))} | {_number(s.get('value'))} | {s.get('n')} |"
+        f"| {_cell(name)} | {_cell(s.get('metric'))} | {_number(s.get('value'))} | {_items(s)} |"
         for name, s in suites.items()
     ]
     decision = f"\n\nDecision: {_cell(metrics.get('decision'))} ({_cell(metrics.get('reason'))})."

@@ -13,9 +13,9 @@ export function board({ serving, candidates }) {
 }
 
 function build({ id, suites, decision, p_value: p, reason, serving, regressed }) {
-  const results = Object.entries(suites ?? {}).map(([name, { metric, n, value, ci95 }]) =>
+  const results = Object.entries(suites ?? {}).map(([name, { metric, n, of, value, ci95 }]) =>
     h("li", {}, h("b", { text: name }), h("span", { class: "num", text: ` ${metric} ${number(value)}` }),
-      h("span", { class: "dim num", text: ` ${ci95 ? `[${ci95.map((side) => number(side, 3)).join(", ")}]` : ""} n ${number(n)}` })));
+      h("span", { class: "dim num", text: ` ${ci95 ? `[${ci95.map((side) => number(side, 3)).join(", ")}]` : ""} n ${number(n)}${of > n ? ` of ${number(of)}` : ""}` })));
   return h("tr", {},
     h("td", { class: "mono" }, checkpointLink(id), serving ? h("span", { class: "badge", data: { state: "served" }, text: "served" }) : null),
     h("td", {}, h("span", { class: `badge mood-${decisionMood(decision)}`, text: String(decision).replace("_", " ") }),

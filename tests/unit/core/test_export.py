@@ -54,3 +54,18 @@ def test_the_card_says_which_library_loads_it(workspace: Workspace, merged: bool
     chain = working_day(workspace).catalogue.manifests()
     chain[-1]["files"]["adapter_config.json"] = {"bytes": 1, "sha256": "0"}
     assert f"library_name: {library}" in model_card(workspace, chain, merged=merged)
+
+
+def test_the_card_shows_what_the_judge_measured_and_on_how_many_items(workspace: Workspace) -> None:
+    chain = working_day(workspace).catalogue.manifests()
+    folder = workspace.evaluation_dir("main", chain[-1]["id"])
+    folder.mkdir(parents=True, exist_ok=True)
+    suites = {
+        name: {"metric": "accuracy", "value": 0.4, "n": 25, "of": of} for name, of in (("easy", 100), ("all", 25))
+    }
+    metrics = {"suites": suites, "decision": "promote", "reason": "better"}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    card = model_card(workspace, chain, merged=False)
+    assert "| easy | accuracy | 0.4 | 25 of 100 |" in card
+    assert "| all | accuracy | 0.4 | 25 |" in card
+    assert "Decision: promote (better)." in card
