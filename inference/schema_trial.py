@@ -80,7 +80,10 @@ def problem_with(schema: str) -> str | None:
     """What keeps this schema from being followed, in this process."""
     from llguidance import LLTokenizer
 
-    doc = json.loads(schema)
+    try:
+        doc = json.loads(schema)
+    except RecursionError:
+        return "it is nested too deep"
     if "x-guidance" in doc:
         return "x-guidance is not supported"
     try:
@@ -109,8 +112,8 @@ def try_schema(schema: str) -> str | None:
     try:
         argv = [sys.executable, "-m", "inference.schema_trial"]
         done = subprocess.run(argv, input=schema.encode(), capture_output=True, timeout=_WALL_S, check=False)
-    except subprocess.TimeoutExpired:
-        return "it takes too long to compile"
+    except subprocess.TimeoutExpired as error:  # the machine's fault: the processor time is limited to far less
+        raise OverloadedError("a schema could not be tried in time", fix="ask again in a few seconds") from error
     finally:
         _one_at_a_time.release()
     try:
