@@ -42,6 +42,7 @@ class ParquetReader(RecordReader):
         try:
             record = 0
             for batch in self._open():
+                _require_names_once(batch.schema.names)
                 batch.validate(full=True)  # offsets of a damaged file point anywhere
                 for row in batch.to_pylist():
                     record += 1
@@ -86,6 +87,13 @@ class ArrowReader(ParquetReader):
 
     def line_bound(self) -> int:
         return self._path.stat().st_size * 1000 + 1
+
+
+def _require_names_once(names: list[str]) -> None:
+    """Of two columns with one name a row would keep the last. Raises FormatError."""
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise FormatError(RowProblem("bad_json", f"column {twice!r} stands twice", fix="name every column once"))
 
 
 def _as_json(row: dict[str, Any]) -> Value:  # any column type

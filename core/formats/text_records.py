@@ -61,7 +61,7 @@ class JsonArrayReader(RecordReader):
     """One JSON array of objects, element by element."""
 
     def _records(self, notes: Notes) -> Iterator[tuple[int, Value]]:
-        decoder, buffer, line, opened, more = json.JSONDecoder(), "", 1, False, False
+        decoder, buffer, line, opened, more, comma = json.JSONDecoder(), "", 1, False, False, False
         for piece in self._pieces(notes):
             buffer += piece
             while True:
@@ -75,19 +75,19 @@ class JsonArrayReader(RecordReader):
                         )
                     opened, buffer = True, buffer[1:]
                 elif opened and more and buffer[:1] == ",":
-                    more, buffer = False, buffer[1:]
-                elif opened and buffer[:1] == "]" and not buffer[1:].strip():
+                    more, comma, buffer = False, True, buffer[1:]
+                elif opened and not comma and buffer[:1] == "]" and not buffer[1:].strip():
                     if piece == "":
                         return
                     break
                 elif not opened or not buffer or more:
                     break
                 else:
-                    end = _element_end(decoder, buffer, last=piece == "")
+                    end = _element_end(decoder, buffer, line, last=piece == "")
                     if end is None:
                         break
                     yield line, parse_row(buffer[:end].encode("utf-8", "surrogatepass"))
-                    line, buffer, more = line + buffer.count("\n", 0, end), buffer[end:], True
+                    line, buffer, more, comma = line + buffer.count("\n", 0, end), buffer[end:], True, False
         raise FormatError(RowProblem("bad_json", f"line {line}: the array is incomplete or has odd text in it"))
 
     def _pieces(self, notes: Notes) -> Iterator[str]:
@@ -95,13 +95,22 @@ class JsonArrayReader(RecordReader):
         yield ""  # the end: what is incomplete now stays incomplete
 
 
-def _element_end(decoder: json.JSONDecoder, buffer: str, *, last: bool) -> int | None:
-    """Where the first element ends; None when it may go on in the next piece. Raises FormatError."""
+def _element_end(decoder: json.JSONDecoder, buffer: str, line: int, *, last: bool) -> int | None:
+    """Where the first element, which begins on `line`, ends; None when it may go on in the next piece.
+
+    Raises:
+        FormatError: it is not JSON.
+    """
     try:
         end = decoder.raw_decode(buffer)[1]
     except (ValueError, RecursionError) as error:
         if last or len(buffer) > MAX_ROW_BYTES:
-            raise FormatError(RowProblem("bad_json", f"an element of the array is not JSON: {error}")) from error
+            reason: object = error
+            if isinstance(error, json.JSONDecodeError):
+                line, reason = line + error.lineno - 1, error.msg
+            fix = "remove the trailing comma" if buffer[0] == "]" else None
+            words = f"line {line}: an element of the array is not JSON: {reason}"
+            raise FormatError(RowProblem("bad_json", words, fix=fix)) from error
         return None
     return end if last or end < len(buffer) else None
 

@@ -64,11 +64,20 @@ class LayerOne:
 
     def check(self, values: Sequence[Value]) -> list[Checked]:
         """Turn rows into training rows, or say why not."""
-        rows = [v if isinstance(v, RowProblem) else rename_columns(v, self.columns) for v in values]
+        rows = [v if isinstance(v, RowProblem) else self._renamed(v) for v in values]
         if _all_valid(self.spec, rows):
             self.parsed += len(rows)
             return [self._content(row) for row in rows if not isinstance(row, RowProblem)]
         return [row if isinstance(row, RowProblem) else self._check_one(row) for row in rows]
+
+    def _renamed(self, row: Mapping[str, Any]) -> Mapping[str, Any] | RowProblem:
+        """A row with our column names, unless one of them is given to a column and borne by another already."""
+        renamed = rename_columns(row, self.columns)
+        if len(renamed) == len(row):
+            return renamed
+        ours, theirs = next(pair for pair in self.columns.items() if {*pair} <= row.keys())
+        message = f"not {self.spec.name}: {theirs!r} is to be {ours!r}, but the row has a column {ours!r} too"
+        return RowProblem("spec_mismatch", message, None, f"$.{ours}", "remove or rename one of the two columns")
 
     def _check_one(self, row: Mapping[str, Any]) -> Checked:
         self.parsed += 1

@@ -178,6 +178,29 @@ def test_what_is_no_json_array_is_refused_and_never_raises(tmp_path: Path, text:
     assert not judged(path).ok
 
 
+@pytest.mark.parametrize("end", [",]", ",\n\n]\n"])
+def test_an_array_with_a_comma_before_its_end_is_refused_with_the_line(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text('[{"text": "a"},\n{"text": "b"}' + end)
+    with pytest.raises(FormatError) as refused:
+        values(path)
+    assert refused.value.problem.fix == "remove the trailing comma"
+    assert refused.value.problem.message.startswith(f"line {2 + end[:-1].count(chr(10))}: ")
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_two_columns_of_one_name_are_refused_not_one_of_them_dropped(tmp_path: Path, suffix: str) -> None:
+    path, column = tmp_path / f"x{suffix}", pa.array(["a", "b"])
+    table = pa.Table.from_arrays([column, column], names=["text", "text"])
+    if suffix == ".parquet":
+        pyarrow.parquet.write_table(table, path)
+    else:
+        with pa.ipc.new_file(path, table.schema) as file:
+            file.write_table(table)
+    with pytest.raises(FormatError, match="column 'text' stands twice"):
+        values(path)
+
+
 def test_elements_of_an_array_are_held_to_the_same_strict_json(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text('[\n{"text":"a"},\n{"text":"b","text":"c"},\n{"text":NaN}\n]')

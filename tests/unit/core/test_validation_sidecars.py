@@ -77,6 +77,23 @@ def test_a_column_that_only_the_sidecar_knows_is_named_and_the_nearest_one_too(
     assert fix in verdict["fix"]
 
 
+@pytest.mark.parametrize("keys", [("prompt", "q", "completion"), ("q", "prompt", "completion")])
+def test_a_column_of_the_name_that_another_one_is_given_is_refused_in_any_order(
+    gates: Gates, keys: tuple[str, ...]
+) -> None:
+    rows = [{key: f"{key} {i}" for key in keys} for i in range(3)]
+    _, verdict = gates.drop(lines(rows), {"spec": "prompt_completion_v1", "columns": {"prompt": "q"}})
+    assert (verdict["state"], verdict["code"], verdict["line"]) == ("rejected", "spec_mismatch", 1)
+    assert "'q' is to be 'prompt', but the row has a column 'prompt' too" in verdict["message"]
+
+
+def test_two_columns_can_change_their_names(gates: Gates) -> None:
+    rows = [{"prompt": f"answer {i}", "completion": f"question {i}"} for i in range(3)]
+    columns = {"prompt": "completion", "completion": "prompt"}
+    _, verdict = gates.drop(lines(rows), {"spec": "prompt_completion_v1", "columns": columns})
+    assert verdict["state"] == "queued"
+
+
 @pytest.mark.parametrize(("key", "near"), [("colums", "columns"), ("Spec", "spec"), ("priorty", "priority")])
 def test_a_misspelt_key_of_a_sidecar_is_a_warning_that_names_the_key_that_was_meant(
     gates: Gates, capsys: pytest.CaptureFixture[str], key: str, near: str
