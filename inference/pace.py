@@ -12,7 +12,7 @@ _SHARE = (
     1.0  # of a decode step's time that pieces of prompts may add to it: keeps gaps between tokens below three steps
 )
 _STALL_S = 0.25  # what running streams may be held up by once, when many requests wait whose prompts can be read whole
-_MANY = 0.5  # of the streams that run
+_MANY = 0.25  # of the streams that run
 _NEWEST = 0.2  # weight of the latest step in the averages
 
 

@@ -16,7 +16,7 @@ def test_prompts_are_read_at_full_width_while_nobody_decodes() -> None:
 
 
 def test_a_prompt_among_streams_adds_no_more_than_a_decode_step_takes() -> None:
-    assert known().budget(512, decoding=4, waiting=1) == Budget(50, 50)
+    assert known().budget(512, decoding=5, waiting=1) == Budget(50, 50)
 
 
 def test_before_anything_is_measured_one_tile_is_read() -> None:
@@ -24,13 +24,13 @@ def test_before_anything_is_measured_one_tile_is_read() -> None:
 
 
 def test_a_slow_model_reads_one_tile_a_step_all_the_same() -> None:
-    assert known(decode_s=0.1, token_s=0.1).budget(512, decoding=4, waiting=1) == Budget(TILE_TOKENS, TILE_TOKENS)
+    assert known(decode_s=0.1, token_s=0.1).budget(512, decoding=5, waiting=1) == Budget(TILE_TOKENS, TILE_TOKENS)
 
 
 def test_when_many_wait_streams_are_held_up_for_a_quarter_of_a_second_at_most() -> None:
     assert known(token_s=0.001).budget(512, decoding=1, waiting=7) == Budget(TILE_TOKENS, 250)
     assert known(token_s=0.0001).budget(512, decoding=1, waiting=7) == Budget(100, 512)
-    assert known(token_s=0.001).budget(512, decoding=8, waiting=4) == Budget(TILE_TOKENS, TILE_TOKENS)
+    assert known(token_s=0.001).budget(512, decoding=8, waiting=2) == Budget(TILE_TOKENS, TILE_TOKENS)
 
 
 def test_more_streams_take_longer_and_leave_more_time_to_prompts() -> None:
@@ -44,4 +44,4 @@ def test_the_averages_follow_a_machine_that_gets_slower() -> None:
     pace = known(token_s=0.001)
     for _ in range(30):
         pace.learn(0.1, decoding=4, read=0)
-    assert 95 <= pace.budget(512, decoding=4, waiting=1).pieces <= 100
+    assert 95 <= pace.budget(512, decoding=5, waiting=1).pieces <= 100
