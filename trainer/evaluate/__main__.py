@@ -7,7 +7,7 @@
 
 Exit     0 judged (whatever the decision) · 1 unexpected · 2 usage · 4 storage
 Effects  started by the daemon it dies with it; gives way to trainer and server on the CPU (nice), and takes one thread
-         while something is being trained, every core otherwise
+         for a small model and while something is being trained, every core otherwise
 """
 
 import argparse
@@ -27,7 +27,7 @@ from core.paths import Workspace, find_root
 from core.settings import Settings, load_settings
 from core.status import read_status
 from trainer.evaluate.bench import Bench, environment
-from trainer.evaluate.device import choose, free_memory, needed_bytes
+from trainer.evaluate.device import choose, free_memory, needed_bytes, weight_bytes
 from trainer.evaluate.judge import Judge
 from trainer.evaluate.leaderboard import Leaderboard
 from trainer.evaluate.scorer import Scorer
@@ -37,6 +37,8 @@ from trainer.evaluate.suites import load_suite
 # Beside a trainer on all cores it then gets what that leaves: training lost 13 % of its speed instead of 20 %, and the
 # judge was no slower (docs/log.md, "Judge").
 _NICE = 10
+# Two threads took twice as long as one with 1 MB of weights, and 0.8 times as long with 118 MB.
+_SMALL_BYTES = 1 << 26
 logger = logging.getLogger("judge")
 
 
@@ -68,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--serving", metavar="ID")
     parser.add_argument("--superseded", nargs="+", action="extend", default=[], metavar="ID")
     parser.add_argument("--suite", metavar="S")
-    parser.add_argument("--threads", type=int, help="one beside a training run, else one a core")
+    parser.add_argument("--threads", type=int, help="one beside a training run or for a small model, else one a core")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     return parser
@@ -89,7 +91,7 @@ def _run(workspace: Workspace, settings: Settings, arguments: argparse.Namespace
     if arguments.refresh:
         _refresh(workspace, settings.run, arguments.serving, arguments.superseded)
         return 0
-    threads = _threads(workspace) if arguments.threads is None else arguments.threads
+    threads = _threads(workspace, settings.run) if arguments.threads is None else arguments.threads
     if threads < 1:
         raise UsageError(f"--threads is {threads}", fix="give 1 or more")
     bench = _bench(workspace, settings, threads)
@@ -105,10 +107,12 @@ def _run(workspace: Workspace, settings: Settings, arguments: argparse.Namespace
     return 0
 
 
-def _threads(workspace: Workspace) -> int:
-    """Teams of threads fight over cores: beside a trainer that takes them all, one thread was faster than two."""
+def _threads(workspace: Workspace, run: str) -> int:
+    """One beside a trainer, where teams fight over cores, and for a small model, which a team only slows down."""
+    base = Catalogue(workspace, run).base()
     trains = (read_status(workspace.status_file("training_status.json")) or {}).get("status") == "training"
-    return 1 if trains else len(os.sched_getaffinity(0))
+    small = base is None or weight_bytes(base.manifest) < _SMALL_BYTES
+    return 1 if trains or small else len(os.sched_getaffinity(0))
 
 
 def _refresh(workspace: Workspace, run: str, serving: str | None, superseded: Sequence[str]) -> None:

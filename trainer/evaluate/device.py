@@ -19,13 +19,12 @@ _WORKING_BYTES = 1 << 29
 
 def needed_bytes(manifests: Sequence[Mapping[str, Any]]) -> int:
     """Upper bound of what scoring takes: the weights in float32, even when the files hold half precision."""
-    weights = sum(
-        int(entry["bytes"])
-        for manifest in manifests
-        for name, entry in manifest["files"].items()
-        if name.endswith(WEIGHTS_SUFFIX)
-    )
-    return 2 * weights + _WORKING_BYTES
+    return 2 * sum(weight_bytes(manifest) for manifest in manifests) + _WORKING_BYTES
+
+
+def weight_bytes(manifest: Mapping[str, Any]) -> int:
+    """Size of a checkpoint's weight files."""
+    return sum(int(e["bytes"]) for name, e in manifest["files"].items() if name.endswith(WEIGHTS_SUFFIX))
 
 
 def choose(wanted: str, need_bytes: int, free_bytes: Mapping[str, int]) -> str:
