@@ -31,13 +31,13 @@ from core.validation.layer_one import LayerOne, canonical_rows, identified
 from core.validation.masks import RoleTokens, painted
 from core.validation.plan import Plan, Sinks
 from core.validation.result import MAX_EXAMPLES, MAX_EXPLAINED, Issues, ValidationResult
-from core.validation.rows import TrainingRow, rename_columns, shaped
-from core.validation.sample import AUDITED_ROWS, RowSample
+from core.validation.rows import TrainingRow, rename_columns, row_chars, shaped
+from core.validation.sample import RowSample
 from core.validation.specs import DatasetSpec
 
 _UNREAD = RowProblem("spec_unknown", "no spec is known")
 _MIN_DUPLICATE_ROWS = 10
-_ENCODED_ROWS, _ENCODED_BYTES = 512, 1 << 20  # at a time
+_ENCODED_ROWS, _ENCODED_CHARS = 512, 1 << 20  # at a time
 _TEMPLATE_TOKENS = 64  # beyond these, a row has no more tokens than its canonical JSON has bytes
 Todo = tuple[int, int, bytes, TrainingRow]  # row number, line, SHA-256, row
 
@@ -292,7 +292,7 @@ class Inspection:
         kept = {number: row for number, row in self._sample.kept().items() if number not in held}
         self._encode([(number, line, b"", orjson.loads(text)) for number, (line, text) in kept.items()])
         wanted = (self._sample.numbers | set(self._large)) - held.keys() - kept.keys()
-        todo: list[Todo] = []
+        todo, chars = list[Todo](), 0
         for number, line, value in self._reader.some(wanted | held.keys() if self._sinks else wanted):
             if isinstance(value, RowProblem):
                 continue
@@ -301,9 +301,10 @@ class Inspection:
                 self._hold_out(number, held[number], row)
                 continue
             todo.append((number, line, b"", row))
-            if len(todo) >= AUDITED_ROWS:
+            chars += row_chars(row)
+            if len(todo) >= _ENCODED_ROWS or chars >= _ENCODED_CHARS:
                 self._encode(todo)
-                todo = []
+                todo, chars = [], 0
         self._encode(todo)
 
     def _encode_all(self, chosen: Mapping[bytes, list[int]]) -> None:
@@ -322,8 +323,7 @@ class Inspection:
 
     def _chunks_to_train(self, chosen: Mapping[bytes, list[int]]) -> Iterator[list[Todo]]:
         """The rows to train, some hundred at a time; held-out ones are handed on, all others looked at."""
-        todo: list[Todo] = []
-        size = 0
+        todo, chars = list[Todo](), 0
         for batch in self._reader.batches():
             for number, digest, row in identified(self.spec, self.columns, batch, self._bad) if self.spec else ():
                 line = batch.lines[number - batch.first]
@@ -335,10 +335,10 @@ class Inspection:
                 if self._plan.looks is not None:
                     self._plan.looks.look(line, digest, row)
                 todo.append((number, line, digest, row))
-            size += len(batch.text or b"")
-            if size >= _ENCODED_BYTES or len(todo) >= _ENCODED_ROWS:
-                yield todo
-                todo, size = [], 0
+                chars += row_chars(row)
+                if len(todo) >= _ENCODED_ROWS or chars >= _ENCODED_CHARS:
+                    yield todo
+                    todo, chars = [], 0
         if todo:
             yield todo
 

@@ -12,7 +12,7 @@ from core.chat_templates import ChatEncoder, Encoded, Prepared
 from core.errors import DropforgeError
 from core.formats.rows import RowProblem
 from core.jinja_sandbox import TemplateRefusedError
-from core.validation.rows import TrainingRow
+from core.validation.rows import TrainingRow, row_chars
 
 TOO_LONG_POLICIES = ("reject", "drop", "truncate")
 _SUSPECT_SHARE = 0.01
@@ -121,7 +121,7 @@ class LabelAudit:
 
     def _hopeless(self, row: TrainingRow) -> RowProblem | None:
         """Refuse a row that is over the length whatever its tokens are: megabytes without a space take minutes."""
-        if sum([len(turn["content"]) for turn in row.get("messages", ())]) <= self._max_length and "text" not in row:
+        if row_chars(row) <= self._max_length:
             return None  # the least number of tokens is never more than that of characters
         least = 0 if self._too_long == "truncate" else self.encoder.least_tokens(row)
         return self._over_length(least) if least > self._max_length else None

@@ -57,6 +57,11 @@ def _one_turn(prompt: str, answer: str) -> TrainingRow:
     return {"messages": [{"content": prompt, "role": "user"}, {"content": answer, "role": "assistant"}]}
 
 
+def row_chars(row: Mapping[str, Any]) -> int:
+    """Characters of all texts of a training row."""
+    return len(row["text"]) if "text" in row else sum([len(turn["content"]) for turn in row["messages"]])
+
+
 def canonical_json(row: Mapping[str, Any]) -> bytes:
     """A training row in the one spelling that is hashed."""
     return orjson.dumps(row, option=orjson.OPT_SORT_KEYS)
