@@ -265,3 +265,16 @@ def test_the_chunked_loss_equals_the_plain_one(softcap: float | None, monkeypatc
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     for gradient, reference in zip(torch.autograd.grad(found, (hidden, weight)), wanted, strict=True):
         torch.testing.assert_close(gradient, reference, atol=1e-5, rtol=1e-4)
+
+
+def test_the_tables_gradient_is_summed_in_fp32_over_all_chunks_of_bf16_hidden_states(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(10, 8).bfloat16(), torch.randn(VOCABULARY, 8, requires_grad=True)
+    targets = torch.randint(0, VOCABULARY, (10,))
+    (whole,) = torch.autograd.grad(summed_cross_entropy(hidden, weight, targets), weight)
+    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", 3 * VOCABULARY)
+    (chunked,) = torch.autograd.grad(summed_cross_entropy(hidden, weight, targets), weight)
+    assert chunked.dtype == torch.float32
+    torch.testing.assert_close(chunked, whole, atol=0.02, rtol=0.02)
