@@ -119,3 +119,42 @@ def test_few_held_out_points_do_not_make_an_overfit():
 
 def test_a_constant_loss_divides_by_nothing():
     assert read_curve([(n, 0.0) for n in range(100)]).kind == "plateau"
+
+
+def falling():
+    """A train loss without noise, from 5 to 1."""
+    return [(n, 1 + 4 * math.exp(-n / 100)) for n in range(1, 401)]
+
+
+def test_a_rise_of_one_percent_is_no_overfit():
+    held = [(40 * n, 2 - 0.1 * min(n, 5) + 0.0015 * max(0, n - 5)) for n in range(1, 11)]
+    assert read_curve(falling(), held).kind != "overfitting"
+    steeper = [(step, loss + 0.02 * max(0, step / 40 - 5)) for step, loss in held]
+    assert read_curve(falling(), steeper).kind == "overfitting"
+
+
+def test_a_held_out_loss_that_only_shakes_is_no_overfit():
+    held = [(20 * n, 1.5 + (0.2 if n % 2 else -0.2)) for n in range(1, 20)]
+    assert read_curve(falling(), held).kind != "overfitting"
+
+
+def test_a_train_loss_that_climbs_as_well_is_no_overfit():
+    held = [(40 * n, 2 - 0.1 * min(n, 5) + 0.1 * max(0, n - 5)) for n in range(1, 11)]
+    climbing = [(n, 1 + 4 * math.exp(-n / 20) + max(0, n - 200) * 0.002) for n in range(1, 401)]
+    assert read_curve(climbing, held).kind != "overfitting"
+    assert read_curve(falling(), held).kind == "overfitting"
+
+
+@pytest.mark.parametrize(
+    ("held", "advice"),
+    [
+        ([(300, 2.0), (600, 1.5)], "stop at step"),  # two points are no curve
+        ([(300, 2.0), (450, 1.995), (600, 1.99)], "stop at step"),  # half a percent
+        ([(300, 2.0), (450, 1.8), (600, 1.7)], "go on"),
+    ],
+)
+def test_a_settled_run_is_told_to_go_on_only_for_a_held_out_loss_that_clearly_falls(held, advice):
+    settled = [(n, 1 + 4 * math.exp(-n / 40)) for n in range(1, 601)]
+    finding = read_curve(settled, held)
+    assert finding.kind == "plateau"
+    assert finding.recommendation.startswith(advice)

@@ -125,3 +125,10 @@ def test_a_reason_says_how_large_a_drop_must_be_to_show_on_so_few_items():
     note = guards_note([(100, 25), (100, 25), (100, 25)])
     assert "75 of 300 guard items" in note
     assert "less than 24%" in note
+
+
+def test_a_baseline_that_was_never_asked_is_what_the_time_is_measured_on(farm):
+    one, other = farm.add(5, 2.0), farm.add(6, 2.5)
+    farm.judge(one, farm.base)
+    budget(farm, 1)
+    assert asked(farm.judge(one, other)) == dict.fromkeys(GUARDS, (10, 40))

@@ -357,3 +357,12 @@ def test_a_suite_compared_by_name_decides_even_when_it_is_a_guard(farm):
     judge = Judge(farm.workspace, farm.settings, farm.bench())
     pair = [farm.base.id, polite.id]
     assert side_by_side(farm.workspace, farm.settings, judge, farm.bench(), pair, "manners")["winner"] == polite.id
+
+
+def test_what_is_promoted_is_not_called_worse_for_a_drop_within_the_tolerance(farm):
+    farm.hold_out(JOBS[0], 100)
+    farm.add_suite("exam")
+    farm.add_suite("manners", role="primary", tolerance=1.0)
+    farm.scorers[farm.base.id] = FakeScorer(lambda text: 3.0, lambda prompt: "right" if "manners" in prompt else "no")
+    doc = farm.judge(farm.commit(5, JOBS[0], 2.0, answer=lambda p: "right" if "exam" in p else "no"), farm.base)
+    assert (doc["decision"], doc["regressed"]) == ("promote", False)
