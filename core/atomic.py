@@ -99,6 +99,17 @@ def parse_json(data: bytes, where: str) -> Any:  # any JSON shape
         raise JsonError(f"not valid JSON: {error}", where=where) from error
 
 
+def parse_written_json(data: bytes, where: str) -> Any:  # any JSON shape
+    """`parse_json` of what a person wrote: a lone surrogate, which no hash and no file takes, is refused too."""
+    doc = parse_json(data, where)
+    if b"\\u" in data:
+        try:
+            json.dumps(doc, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise JsonError("not valid JSON: a lone surrogate escape (\\ud800-\\udfff)", where=where) from error
+    return doc
+
+
 def _refuse_constant(name: str) -> object:
     raise ValueError(f"{name} is not JSON")
 

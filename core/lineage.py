@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any  # a sidecar is JSON
 
-from core.atomic import parse_json, read_json
+from core.atomic import parse_written_json, read_json
 from core.errors import DataError, JsonError
 from core.paths import schema_file
 
@@ -122,7 +122,7 @@ def read_sidecar(path: Path) -> Sidecar:
     if len(data) > _MAX_BYTES:
         raise SidecarError("sidecar_mismatch", "the sidecar is over 1 MiB", fix="move the bulk into another file")
     try:
-        return check_sidecar(parse_json(data.removeprefix(b"\xef\xbb\xbf"), "the sidecar"))
+        return check_sidecar(parse_written_json(data.removeprefix(b"\xef\xbb\xbf"), "the sidecar"))
     except JsonError as error:
         raise SidecarError("sidecar_mismatch", f"{error.where}: {error.message}", fix="write plain JSON") from error
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any  # suite items are JSON
 
-from core.atomic import parse_json
+from core.atomic import parse_written_json
 from core.errors import ConfigError, JsonError
 from core.validation.rows import TrainingRow, normal_text, prompt_digests, prompt_sha256
 
@@ -118,9 +118,26 @@ def _items(file: Path) -> Iterator[dict[str, Any]]:
             if not line.strip():
                 continue
             try:
-                item = parse_json(line, f"{file}:{number}")
+                item = parse_written_json(line, f"{file}:{number}")
             except JsonError as error:
                 raise ConfigError(f"a suite is damaged: {error.message}", where=error.where) from error
-            if not isinstance(item, dict) or not ("messages" in item or "prompt" in item):
-                raise ConfigError("a suite item lacks messages or prompt", where=f"{file}:{number}")
-            yield item
+            yield _asked(item if isinstance(item, dict) else {}, f"{file}:{number}")
+
+
+def _asked(item: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What an item asks, chosen as the judge does (trainer.evaluate.suites): text, else prompt, else messages.
+
+    Raises:
+        ConfigError: none of them can be read.
+    """
+    key = next((key for key in ("text", "prompt") if key in item), "messages")
+    asked = item.get(key)
+    turns = asked if key == "messages" else [{"role": "user", "content": asked}]
+    if not isinstance(turns, list) or not turns or not all(map(_is_turn, turns)):
+        fix = 'give "prompt", "messages" or "text"'
+        raise ConfigError("a suite is damaged: the item asks nothing that can be read", where=where, fix=fix)
+    return {"id": item.get("id", "?"), key: asked}
+
+
+def _is_turn(turn: object) -> bool:
+    return isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)

@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any  # rows and items are JSON documents
 
-from core.atomic import parse_json, read_json, storage_error
+from core.atomic import parse_written_json, read_json, storage_error
 from core.errors import ConfigError
 from core.paths import Workspace
 from trainer.evaluate.graders import check_expected, grader_names
@@ -198,7 +198,7 @@ def _json_lines(path: Path, longest_bytes: int | None = None) -> list[tuple[int,
         if longest_bytes is not None and len(line) > longest_bytes:
             why = f"the line has {len(line):,} bytes, and no model reads that as one question"
             raise ConfigError(why, where=f"{path}:{number}", fix=f"shorten it to {longest_bytes:,}")
-    docs = [(number, parse_json(line, f"{path}:{number}")) for number, line in lines]
+    docs = [(number, parse_written_json(line, f"{path}:{number}")) for number, line in lines]
     for number, doc in docs:
         if not isinstance(doc, dict):
             raise ConfigError("the line is not a JSON object", where=f"{path}:{number}", fix="one {...} a line")

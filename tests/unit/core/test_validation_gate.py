@@ -180,6 +180,45 @@ def test_a_damaged_spec_or_suite_of_the_root_makes_files_wait_and_names_it(gates
     assert gates.run(claim).state == "queued"
 
 
+@pytest.mark.parametrize(
+    "item",
+    [
+        '{"prompt": "\\ud800", "expected": "x"}',
+        '{"id": "\\ud800", "prompt": "q", "expected": "x"}',
+        '{"prompt": 5}',
+        '{"messages": []}',
+        '{"messages": [5]}',
+        '{"messages": [{"role": "user"}]}',
+        '{"messages": null}',
+        "[]",
+        "{}",
+    ],
+)
+def test_a_suite_with_an_item_that_asks_nothing_readable_makes_files_wait_not_refused(gates: Gates, item: str) -> None:
+    folder = gates.workspace.root / "config/suites/exam"
+    folder.mkdir(parents=True)
+    (folder / "items.jsonl").write_text(f"{item}\n")
+    with pytest.raises(RootDamagedError, match="items.jsonl:1"):
+        gates.run(gates.claim(lines([chat()])))
+
+
+@pytest.mark.parametrize(
+    "item", [{"text": "read this"}, {"prompt": "q", "messages": [], "expected": "x"}, {"text": "t", "messages": None}]
+)
+def test_whatever_suite_the_judge_can_read_the_gates_can_read_too(gates: Gates, item: dict[str, Any]) -> None:
+    folder = gates.workspace.root / "config/suites/exam"
+    folder.mkdir(parents=True)
+    (folder / "items.jsonl").write_text(json.dumps({"id": "1", **item}) + "\n")
+    assert gates.run(gates.claim(lines([chat()]))).state == "queued"
+
+
+def test_the_text_of_a_suite_is_not_trained(gates: Gates) -> None:
+    folder = gates.workspace.root / "config/suites/exam"
+    folder.mkdir(parents=True)
+    (folder / "items.jsonl").write_text('{"id": "1", "text": "read this"}\n')
+    assert gates.run(gates.claim(lines([{"text": "read  this"}]))).verdict["code"] == "contaminated"
+
+
 def test_a_format_whose_package_is_missing_holds_the_file_and_says_the_pip_line(
     gates: Gates, monkeypatch: pytest.MonkeyPatch
 ) -> None:

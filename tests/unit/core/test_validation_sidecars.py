@@ -40,6 +40,7 @@ def warning_codes(verdict: dict[str, Any]) -> set[str]:
         ("{not json", "sidecar_mismatch", "sidecar"),
         ('{"spec": "chat_sft_v1", "spec": "x"}', "sidecar_mismatch", "twice"),
         ([1], "sidecar_mismatch", "object"),
+        (r'{"source": "\ud800"}', "sidecar_mismatch", "surrogate"),
         ({"example_count": 500}, "sidecar_mismatch", "says 500 rows, found 3"),
         ({"rows": 2}, "sidecar_mismatch", "says 2 rows, found 3"),
         ({"bytes": 1}, "sidecar_mismatch", "says 1 bytes"),

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from core.errors import ConfigError, StorageError
+from core.errors import ConfigError, JsonError, StorageError
 from core.paths import builtin_config
 from curriculum.generators.binary import OPERATIONS, draw
 from scripts import gsm8k_suite
@@ -87,6 +87,11 @@ def test_defaults_make_a_list_of_questions_a_primary_suite(suite):
     found = load_suite(suite([ITEM]))
     assert (found.metric, found.role, found.tolerance, found.max_new_tokens) == ("exact_match", "primary", 0.0, None)
     assert found.items[0].row["messages"][-1] == {"role": "assistant", "content": "yes"}
+
+
+def test_an_item_with_half_a_character_is_refused_with_its_line(suite):
+    with pytest.raises(JsonError, match=r"items.jsonl:1: .*surrogate"):
+        load_suite(suite([{**ITEM, "prompt": "\ud800"}]))
 
 
 @pytest.mark.parametrize(
