@@ -51,8 +51,12 @@ def brief(verdict: dict[str, Any]) -> dict[str, Any]:
 
 
 def audit_of(workspace: Workspace, job_id: str) -> dict[str, Any] | None:
-    """What the background child has found out about a job; None while it has not."""
-    return read_status(audit_file(workspace, job_id))
+    """What the background child has found out about a job; None while it has not, or where that is damaged."""
+    audit = read_status(audit_file(workspace, job_id)) or {}
+    issues, facts = audit.get("issues"), audit.get("facts")
+    if not isinstance(facts, dict) or not isinstance(issues, list):
+        return None
+    return audit if all(isinstance(issue, dict) and "code" in issue for issue in issues) else None
 
 
 def audit_file(workspace: Workspace, job_id: str) -> Path:

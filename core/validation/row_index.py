@@ -54,8 +54,11 @@ class RowIndex:
 
     def repair(self) -> None:
         """Remove what is damaged, and what was never finished."""
-        for folder in [*self.damaged, *self._folder.glob(".*")]:
-            shutil.rmtree(folder)
+        for path in [*self.damaged, *self._folder.glob(".*")]:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:  # not ours, but it would stop the child at every start
+                path.unlink()
         self.damaged = []
 
     def aside(self, name: str) -> Path:

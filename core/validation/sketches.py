@@ -139,6 +139,8 @@ class Part:
             array = getattr(self, name)
             if array.shape != shapes.get(name, (rows,)) or array.dtype != _ARRAYS[name]:
                 raise ValueError(f"{name} has shape {array.shape} for {rows} rows")
+        if not all(isinstance(job_id, str) for job_id in self.job_ids):
+            raise ValueError("its jobs are no texts")
         if int(self.owners.max()) >= rows or int(self.jobs.max()) >= len(self.job_ids):
             raise ValueError("it points at rows that it does not have")
 

@@ -1,5 +1,6 @@
 """The index of rows on the disk: plain, small, made again when it is lost, and it finds what is alike."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from audit_kit import audit, found, make_farm, tell
 from core.validation import row_index, sketches
 from core.validation.row_index import RowIndex
-from core.verdicts import audit_of
+from core.verdicts import audit_file, audit_of, whole_verdict
 from gate_kit import Gates, lines, save_tokenizer
 
 
@@ -40,6 +41,36 @@ def test_a_lost_or_damaged_index_is_made_again_and_finds_the_same(farm: Gates) -
         assert RowIndex(folder).damaged == [first]
         audit(farm)
         assert RowIndex(folder).damaged == [] and found(farm, job)["seen_before"] == 1
+
+
+def test_what_lies_in_the_index_and_is_none_of_ours_does_not_stop_the_child(farm: Gates, tmp_path: Path) -> None:
+    job = farm.queue(lines(tell(i) for i in range(3)))
+    audit(farm)
+    folder, other = farm.workspace.row_index_dir, tmp_path / "other"
+    other.mkdir()
+    (folder / "stray").touch()
+    (folder / ".DS_Store").touch()
+    (folder / ".link").symlink_to(other, target_is_directory=True)
+    audit(farm)
+    assert [path.name for path in folder.iterdir()] == [job.job_id] and other.is_dir()
+
+
+def test_an_index_whose_jobs_are_no_texts_is_damaged(farm: Gates) -> None:
+    job = farm.queue(lines(tell(i) for i in range(3)))
+    audit(farm)
+    head = farm.workspace.row_index_dir / job.job_id / "000000" / "head.json"
+    head.write_text(json.dumps(json.loads(head.read_text()) | {"jobs": [5]}))
+    assert len(RowIndex(farm.workspace.row_index_dir).damaged) == 1
+
+
+@pytest.mark.parametrize("doc", ["{}", "[]", '{"issues": "x", "facts": {}}', '{"issues": [5], "facts": {}}'])
+def test_an_audit_of_another_shape_counts_as_none(farm: Gates, doc: str) -> None:
+    job = farm.queue(lines([tell(1)]))
+    audit(farm)
+    assert whole_verdict(farm.workspace, job.job_id)["audit"]
+    audit_file(farm.workspace, job.job_id).write_text(doc)
+    assert audit_of(farm.workspace, job.job_id) is None
+    assert "audit" not in whole_verdict(farm.workspace, job.job_id)
 
 
 def test_an_index_that_points_outside_of_itself_is_damaged(farm: Gates) -> None:
