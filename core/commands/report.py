@@ -17,6 +17,6 @@ from core.commands.processes import become
 @common_options
 def report_command(since: str | None, html: Path | None) -> None:
     """Say what was dropped, trained, judged and served."""
-    options = ["--since", since] if since else []
+    options = [f"--since={since}"] if since else []  # one word: it may begin with a dash
     options += ["--html", str(html.absolute())] if html else []
     become("monitoring.reports", *options, *(["--json"] if current().as_json else []))

@@ -222,3 +222,13 @@ def test_a_host_that_only_serves_is_told_to_serve(workspace: Workspace, capsys: 
     hosts(workspace, "inference")
     assert main(["up", "--root", str(workspace.root)]) == 2
     assert "fix: dropforge serve" in capsys.readouterr().err
+
+
+def test_a_time_that_begins_with_a_dash_reaches_the_report_as_one_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    became: list[tuple[str, ...]] = []
+    monkeypatch.setattr("core.commands.report.become", lambda *words: became.append(words))
+    (tmp_path / "config.json").write_text("{}")
+    main(["report", "--root", str(tmp_path), "--since", "-7d"])
+    assert became == [("monitoring.reports", "--since=-7d")]
