@@ -8,6 +8,8 @@ from typing import Any  # verdicts are JSON
 
 import jinja2
 
+from core.paths import display_name
+
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --dim: #59636e; --line: #d1d9e0; --mark: #1a7f37; --warn: #9a6700;
   --bad: #cf222e; --paper: #fff; }
@@ -62,8 +64,8 @@ _PAGE = """<!doctype html>
 {% if v.mask %}<section><h2>What is trained</h2><p class="dim">Underlined: trained. Struck: cut away at max_length.</p>
 {% for row in v.mask %}<h3>line {{ row.line }}: {{ row.trained }} of {{ row.tokens }} tokens</h3><pre>
 {%- for piece in row.pieces %}{% set tag = "ins" if piece.trained else "del" if piece.cut else "span" %}
-{%- if tag == "ins" %}<ins>{{ piece.text }}</ins>{% elif tag == "del" %}<del>{{ piece.text }}</del>
-{%- else %}<span>{{ piece.text }}</span>{% endif %}{% endfor %}</pre>{% endfor %}</section>{% endif %}
+{%- if tag == "ins" %}<ins>{{ piece.text | visible }}</ins>{% elif tag == "del" %}<del>{{ piece.text | visible }}</del>
+{%- else %}<span>{{ piece.text | visible }}</span>{% endif %}{% endfor %}</pre>{% endfor %}</section>{% endif %}
 </body></html>
 """
 
@@ -86,9 +88,15 @@ _CHARTS = (
 )
 
 
+def _visible(text: str) -> str:
+    """A row's text with nothing in it that steers a terminal or turns the reading direction; lines stay lines."""
+    return "\n".join(map(display_name, text.split("\n")))
+
+
 @cache
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True)
+    environment.filters["visible"] = _visible
     return environment.from_string(_MACROS + _PAGE.replace("STYLE", _STYLE))
 
 

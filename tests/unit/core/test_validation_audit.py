@@ -167,7 +167,7 @@ def test_level_deep_writes_a_page_that_stands_alone_and_shows_no_markup_of_the_d
 ) -> None:
     farm = make_farm(tmp_path, tokenizer, "deep")
     evil = "<script>alert(1)</script><img src=x onerror=alert(2)>"
-    rows = [chat(0, evil), *(tell(i) for i in range(60)), chat(7, "mail jo.doe@example.org")]
+    rows = [chat(0, f"{evil}\x1b[31m\u202e"), *(tell(i) for i in range(60)), chat(7, "mail jo.doe@example.org")]
     job = farm.queue(lines(rows), name="<b>evil.jsonl")
     audit(farm)
     verdict = whole_verdict(farm.workspace, job.job_id)
@@ -175,6 +175,7 @@ def test_level_deep_writes_a_page_that_stands_alone_and_shows_no_markup_of_the_d
     shown = _Page(report.read_text())
     assert shown.tags.isdisjoint({"script", "img", "b", "link", "iframe"}) and {"svg", "ins", "table"} <= shown.tags
     assert evil in shown.text and "<b>evil.jsonl" in shown.text
+    assert "\x1b" not in shown.text and "\u202e" not in shown.text and r"\x1b[31m\u202e" in shown.text
     assert "private_data" in shown.text and "jo.doe@example.org" not in shown.text
     assert not re.search(r"https?://", report.read_text())
     assert verdict["audit"]["by_role"]["assistant"]["turns"] == 62
