@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from trainer.evaluate.decide import Comparison, decide
+from trainer.evaluate.decide import Comparison, decide, regressed
 
 BETTER = Comparison("incoming", "primary", "loss", 200, 2.0, 1.8, 0.2, (0.1, 0.3), 0.001, 1.0, 0.0)
 GUARD = Comparison("easy", "guard", "accuracy", 100, 0.5, 0.5, 0.0, (-0.1, 0.1), 1.0, 1.0, 0.02)
@@ -89,3 +89,16 @@ def test_a_second_primary_suite_that_only_wavers_does_not_block():
 def test_a_gain_within_the_noise_floor_is_none():
     assert decide(**KNOWN, comparisons=[replace(BETTER, gain=1e-7, noise=1e-6)]).decision == "keep"
     assert decide(**KNOWN, comparisons=[replace(BETTER, gain=1e-5, noise=1e-6)]).decision == "promote"
+
+
+@pytest.mark.parametrize(("gain", "decision"), [(-0.04, "promote"), (-0.06, "keep")])
+def test_a_drop_of_a_guard_within_tolerance_and_noise_is_none(gain, decision):
+    noisy = replace(GUARD, gain=gain, noise=0.03, p_worse=1e-6)
+    assert decide(**KNOWN, comparisons=[BETTER, noisy]).decision == decision
+
+
+def test_a_loss_on_a_primary_suite_is_a_regression_only_beyond_the_noise_floor():
+    worse = replace(BETTER, gain=-1e-5, ci95=(-2e-5, -1e-6), noise=1e-6)
+    assert regressed([worse])
+    assert not regressed([replace(worse, noise=1e-4)])
+    assert not regressed([replace(worse, ci95=(-2e-5, 1e-6))])
