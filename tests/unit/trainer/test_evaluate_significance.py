@@ -150,3 +150,10 @@ def test_a_p_value_can_always_fall_below_what_a_look_may_spend(look):
     resamples = resamples_for(alpha)
     assert resamples >= 10_000
     assert 1 / (1 + resamples) < alpha
+
+
+def test_a_draw_is_divided_by_the_tokens_of_the_items_drawn():
+    tokens = np.array([1.0, 5.0, 40.0, 7.0])
+    value, interval = ratio_interval(2 * tokens, tokens)  # the same loss per token everywhere: no draw can differ
+    assert (value, *interval) == pytest.approx((2, 2, 2))
+    assert paired_gain(np.zeros(4), 2 * tokens, tokens).ci95 == pytest.approx((2, 2))
