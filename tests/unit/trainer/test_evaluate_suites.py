@@ -259,6 +259,9 @@ def test_thinning_keeps_a_stable_share():
     assert 150 < len(kept) <= 300
     assert thinned(names | {"one more"}, 300) - {"one more"} == kept
     assert thinned(names, 1000) == names
+    grown = {f"{n}" for n in range(330)}  # what was chosen of the first stays until the share halves again
+    first = thinned(grown, 300)
+    assert thinned(grown | {f"later {n}" for n in range(200)}, 300) & grown == first
 
 
 def test_added_suites_decide_and_without_them_the_live_one_does(workspace, suite):
