@@ -117,7 +117,7 @@ class Bench:
         for share in shares:
             left = self._unknown(first, share)
             needed_s = spent_s / max(1, asked) * (left + sum(self._unknown(other, share) for other in others))
-            if asked and spent_s + needed_s > budget_s:
+            if spent_s + needed_s > budget_s:
                 break
             before_s = self.seconds.get(first.id, 0.0)
             self.score(first, share)

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from trainer.evaluate.compare import effect, flips, paired
+from trainer.evaluate.leaderboard import best_ever
 from trainer.evaluate.results import ItemResult, SuiteResult
 from trainer.evaluate.suites import Item, Shard, Suite
 
@@ -62,3 +63,12 @@ def test_an_effect_is_after_less_before_whichever_way_is_good():
     low, high = effect(risen)["ci95"]
     assert 0 < low <= effect(risen)["delta"] == 0.5 <= high
     assert effect(risen)["better"] == "higher"
+
+
+def test_the_best_ever_is_found_among_all_candidates_not_the_newest():
+    def entry(id, value):
+        return {"id": id, "suites": {"easy": {"metric": "accuracy", "value": value, "n": 10, "sha256": "s"}}}
+
+    best = best_ever([entry("1-a", 0.5), entry("2-b", 0.9), entry("3-c", 0.6)], "3-c")["easy"]
+    assert (best["id"], best["value"]) == ("2-b", 0.9)
+    assert best["drop_since"] == pytest.approx(0.3)

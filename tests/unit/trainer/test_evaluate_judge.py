@@ -207,6 +207,8 @@ def test_the_drop_since_the_best_ever_is_on_the_leaderboard_and_the_base_counts(
     farm.judge(rude, rude, only="incoming")
     best = farm.leaderboard()["best"]["manners"]
     assert (best["id"], best["value"], best["drop_since"]) == (farm.base.id, 1.0, 1.0)
+    farm.judge(farm.commit(6, JOBS[0], 0.5), rude)
+    assert farm.leaderboard()["best"]["manners"]["id"] == farm.base.id, "later candidates do not hide it"
 
 
 def test_each_failed_try_against_the_same_checkpoint_makes_the_next_one_harder(farm):
