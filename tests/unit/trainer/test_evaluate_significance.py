@@ -77,6 +77,7 @@ def test_gains_without_spread_are_decided_by_their_sign(gains, p):
 def test_students_p_is_taken_where_the_bootstrap_is_too_sure():
     gains = np.array([1.0, 1.0, 1.0, 1.0, 3.0])  # no resample of five gains is a loss
     assert paired_gain(np.zeros(5), gains, np.ones(5)).p_value == student_p(gains) > 0.01
+    assert paired_gain(gains, np.zeros(5), np.ones(5)).p_worse == pytest.approx(student_p(gains))
 
 
 def test_intervals_of_few_items_are_as_wide_as_their_variance_says():
