@@ -1,5 +1,7 @@
 """The learning rate is a function of its place alone; formats and methods follow hardware and size."""
 
+import logging
+
 import pytest
 import torch
 
@@ -52,6 +54,7 @@ def test_a_cpu_that_is_slow_in_the_format_of_the_run_is_told_of_with_the_fix(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(precision, "bf16_gain", lambda _width: 0.1)
+    caplog.set_level(logging.WARNING)
     precision.tell(torch.float32, "cpu", 512)
     assert caplog.text == ""
     precision.tell(torch.bfloat16, "cpu", 512)
