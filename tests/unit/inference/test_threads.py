@@ -20,13 +20,13 @@ class Machine:
 
 def test_all_threads_stay_in_use_while_they_are_faster() -> None:
     used = Machine({1: 0.01, 2: 0.006}).steps(500)
-    assert 0 < used.count(1) <= 5
+    assert 0 < used.count(1) <= 12
     assert used[-1] == 2
 
 
 def test_one_thread_takes_over_soon_when_the_cores_are_held_by_others() -> None:
     machine = Machine({1: 0.03, 2: 0.4})
-    assert machine.steps(8).count(2) <= 4
+    assert machine.steps(8).count(2) <= 5
     machine = Machine({1: 0.01, 2: 0.006})
     machine.steps(300)
     machine.seconds = {1: 0.03, 2: 0.4}
@@ -52,8 +52,17 @@ def test_one_slow_step_decides_nothing() -> None:
     machine.steps(20)
     machine.choice.before(4, False)
     machine.choice.after(4, False, 5.0)
-    assert machine.steps(5)[-2:] == [2, 2]
+    assert machine.steps(8)[-3:] == [2, 2, 2]
     assert machine.choice.count == 2
+
+
+def test_disturbed_steps_between_good_ones_do_not_give_the_threads_up() -> None:
+    machine = Machine({1: 0.017, 2: 0.012})
+    slow = [True, True, False, False, False] * 100  # requests that come and go hold a core in two steps of five
+    for disturbed in slow:
+        machine.seconds[2] = 0.03 if disturbed else 0.012
+        machine.steps(1)
+        assert machine.choice.count == 2
 
 
 def test_steps_that_read_prompts_or_have_other_widths_are_no_comparison() -> None:
