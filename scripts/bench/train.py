@@ -153,7 +153,7 @@ CONTESTANTS: dict[str, Callable[[PreTrainedModel, list[Row]], Timed]] = {
 }
 EXTRAS = {"hf_padded_bf16": hf_padded_bf16, "trl_bfd_bf16": trl_bfd_bf16, "ours_lora_fp32": ours_lora_fp32}
 IN_AUTO = ("ours", "ours_2048", "ours_lora")
-RATIOS = [  # ours, theirs, what issue 4 asks for
+RATIOS = [  # ours, theirs, what is aimed at
     ("ours", "hf_padded", 3.0),
     ("ours_2048", "trl_bfd", 2.2),
     ("ours_2048", "trl_wrapped", 1.5),
@@ -227,7 +227,7 @@ def in_process_of_its_own(name: str, options: argparse.Namespace) -> dict[str, f
 
 
 def table(found: dict[str, list[dict[str, float]]]) -> str:
-    """Medians, every contestant against the padded Trainer, and the ratios that issue 4 asks for."""
+    """Medians, every contestant against the padded Trainer, and the ratios aimed at."""
     median = {
         name: {key: statistics.median(one[key] for one in runs) for key in runs[0] if key != "name"}
         for name, runs in found.items()
