@@ -209,7 +209,11 @@ def parse_item(doc: dict[str, Any], where: str, metric: str) -> Item:
     """Understand one line of items.jsonl. Raises ConfigError naming `where` and the field."""
     if unknown := doc.keys() - _ITEM_KEYS:
         raise ConfigError(f"unknown key {sorted(unknown)[0]!r}", where=where, fix=f"use {sorted(_ITEM_KEYS)}")
+    if len(questions := sorted(doc.keys() & {"messages", "prompt", "text"})) > 1:
+        raise ConfigError(f"{' and '.join(questions)} stand side by side", where=where, fix="keep the one to be asked")
     identity = str(doc.get("id", where.rpartition(":")[2]))
+    if not identity:
+        raise ConfigError("the id is empty", where=where, fix="name the item, or leave id out")
     tags = tuple(str(tag) for tag in _list(doc, "tags", where))
     if "text" in doc:
         return Item(identity, {"text": _string(doc["text"], "text", where)}, None, None, PERPLEXITY, (), tags)

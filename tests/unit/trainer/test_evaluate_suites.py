@@ -110,6 +110,8 @@ def test_an_item_with_half_a_character_is_refused_with_its_line(suite):
         ([{**ITEM, "grader": "multiple_choice", "choices": ["a", "b"]}], {}, "choices"),
         ([{**ITEM, "grader": "multiple_choice", "choices": ["yes", "yes"]}], {}, "choices"),
         ([{**ITEM, "grader": "regex"}], {"metric": "loss"}, "scored"),
+        ([{**ITEM, "id": ""}], {}, "id is empty"),
+        ([{**ITEM, "messages": [{"role": "user", "content": "q"}]}], {}, "messages and prompt stand side by side"),
         ([{**ITEM, "expected": ""}], {}, "expected answer is empty"),
         ([{**ITEM, "expected": []}], {}, "expected answer is empty"),
         ([{**ITEM, "expected": {"a": 1}}], {}, "needs a string"),
