@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import requests
@@ -163,6 +164,10 @@ class Load:
             client.join(120)
 
 
+def _answered(tally: Tally, goal: int) -> bool:
+    return len(tally.seconds) >= goal
+
+
 def run(folder: Path, swaps: int, clients: int) -> dict[str, object]:
     """Quiet answers first, then answers between and during swaps."""
     workspace, chain = ready_root(folder / "root", (0, 10, 20))
@@ -171,10 +176,10 @@ def run(folder: Path, swaps: int, clients: int) -> dict[str, object]:
         swapper = Swapper(server, chain)
         swapper.learn()
         with Load(server, swapper, clients, 0.05) as quiet:
-            wait_for(lambda: len(quiet.seconds) >= 20 * swaps)
+            wait_for(partial(_answered, quiet, 20 * swaps))
         with Load(server, swapper, clients, 0.05) as swapping:
             for turn in range(swaps):
-                wait_for(lambda goal=20 * turn: len(swapping.seconds) >= goal)  # type: ignore[misc]
+                wait_for(partial(_answered, swapping, 20 * turn))
                 swapper.swap()
     finally:
         server.kill()
