@@ -7,13 +7,16 @@ Errors   none: a ledger that refuses is tried again later; work never waits for 
 import logging
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from core.daemon.context import Context
 from core.daemon.lineage_view import LineageView
 from core.errors import DropforgeError, StorageError
-from core.ledger import Ledger, evaluation_folders, ledger_url, open_ledger, put_folder
 from core.paths import LANES
 from core.verdicts import verdict_of
+
+if TYPE_CHECKING:  # loaded with the first feed, when the inbox has had its turn: SQLAlchemy takes 0.25 s
+    from core.ledger import Ledger
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +56,16 @@ class LedgerFeed:
             self._ledger.close()
             self._ledger = None
 
-    def _opened(self) -> Ledger:
+    def _opened(self) -> "Ledger":
+        from core.ledger import ledger_url, open_ledger
+
         if self._ledger is None:
             self._ledger = open_ledger(ledger_url(self._context.workspace, self._context.settings))
         return self._ledger
 
-    def _feed(self, ledger: Ledger) -> None:
+    def _feed(self, ledger: "Ledger") -> None:
+        from core.ledger import evaluation_folders, put_folder
+
         workspace, run = self._context.workspace, self._context.run
         ledger.feed_events(workspace.status_file("events.jsonl"))
         ledger.feed_metrics(run, workspace.metrics_file(run))

@@ -102,8 +102,8 @@ class Daemon:
             self._turn("report", lambda: self._daily_report.tick(now))
             self._turn("audits", lambda: p.audits.tick(now))
         self._turn("progress", p.progress.tick)
-        self._turn("ledger", lambda: p.ledger.tick(now))
         self._turn("heartbeat", lambda: p.heartbeat.tick(now, self.facts()))
+        self._turn("ledger", lambda: p.ledger.tick(now))  # last: its first turn loads SQLAlchemy
         self._turn("end", lambda: self._maybe_end(now))
 
     def _turn(self, part: str, act: Callable[[], object]) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from core.status import read_status
-from scripts.reliability.intake_farm import REPOSITORY, Dropped, count, daemon_argv, fresh, make_root, rows
+from scripts.reliability.intake_farm import REPOSITORY, Dropped, count, daemon_argv, fresh, make_root, patiently, rows
 
 Way = Callable[[Path, Path, bytes], None]
 
@@ -142,15 +142,7 @@ class Yard:
         self.process = subprocess.Popen(
             daemon_argv(self.workspace), cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        self.until(lambda: (read_status(self.workspace.status_file("daemon.json")) or {}).get("state") == "idle")
-
-    def until(self, condition: Callable[[], object], limit_s: float = 300.0) -> bool:
-        deadline = time.monotonic() + limit_s
-        while not condition():
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.02)
-        return True
+        patiently(lambda: (read_status(self.workspace.status_file("daemon.json")) or {}).get("state") == "idle", 300)
 
     def deliver(self, way: Way) -> float:
         """Seconds from the end of the delivery until the file is in the queue; inf when it never came."""
@@ -162,7 +154,7 @@ class Yard:
         self.dropped.note(content, target.name)
         way(source, target, content)
         began = time.monotonic()
-        came = self.until(lambda: any(self.workspace.lane("normal").glob(f"*/{target.name}")), 60)
+        came = patiently(lambda: any(self.workspace.lane("normal").glob(f"*/{target.name}")), 60)
         return time.monotonic() - began if came else float("inf")
 
     def homes(self) -> int:
@@ -176,7 +168,7 @@ class Yard:
             self.dropped.drop(self.workspace.inbox / f"burst-{at}.jsonl", rows(1_000_000 + at, 1))
         os.kill(self.process.pid, signal.SIGCONT)
         began = time.monotonic()
-        self.until(lambda: self.homes() >= before + number, 900)
+        patiently(lambda: self.homes() >= before + number, 900)
         return time.monotonic() - began
 
     def make_inbox_anew(self) -> float:

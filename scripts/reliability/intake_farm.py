@@ -9,7 +9,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from core.job_queue import Job, JobQueue, data_file_in, is_job_id
 from core.paths import LANES, Workspace
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+HANG_S = 600.0  # far beyond what any start takes, also on a machine that is suspended for some minutes
 
 
 def make_root(root: Path, **inbox: object) -> Workspace:
@@ -64,7 +67,7 @@ def daemon_argv(workspace: Workspace, *more: str) -> list[str]:
     return [sys.executable, "-m", "core.daemon", "--root", str(workspace.root), "--intake-only", *more]
 
 
-def run_daemon(workspace: Workspace, *, strace: list[str] | None = None, timeout_s: float = 120.0) -> int:
+def run_daemon(workspace: Workspace, *, strace: list[str] | None = None, timeout_s: float = HANG_S) -> int:
     """Run the daemon until it is idle, is killed or gives up. Returns the exit code (negative or 137: killed)."""
     argv = daemon_argv(workspace, "--exit-when-idle")
     traced = [*strace, *argv] if strace else argv
@@ -128,6 +131,15 @@ def _left_over(workspace: Workspace) -> list[Path]:
     inbox = workspace.inbox
     files = [p for p in inbox.iterdir() if p.is_file() and p.name.endswith(".jsonl") and not p.name.startswith(".")]
     return [*files, *(p for p in workspace.claim_dir.rglob("*") if p.is_file())]
+
+
+def patiently(condition: Callable[[], object], limit_s: float, every_s: float = 0.02) -> bool:
+    """Wait for a condition. Looks are counted, not time: a machine that is suspended meanwhile costs no patience."""
+    for _ in range(int(limit_s / every_s)):
+        if condition():
+            return True
+        time.sleep(every_s)
+    return bool(condition())
 
 
 def fresh(folder: Path) -> Path:

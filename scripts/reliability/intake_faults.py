@@ -17,7 +17,17 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from scripts.reliability.intake_farm import REPOSITORY, Dropped, count, daemon_argv, fresh, make_root, rows, run_daemon
+from scripts.reliability.intake_farm import (
+    HANG_S,
+    REPOSITORY,
+    Dropped,
+    count,
+    daemon_argv,
+    fresh,
+    make_root,
+    rows,
+    run_daemon,
+)
 
 ERRORS = ("ENOSPC", "EIO", "EMFILE", "EROFS", "EDQUOT")
 # How many calls of each kind a run of four files makes, about; opens are counted from the first that concerns the root.
@@ -29,7 +39,7 @@ def first_open_of_ours(folder: Path) -> int:
     workspace = make_root(fresh(folder))
     trace = folder / "trace"
     argv = ["strace", "-o", str(trace), "-e", "trace=openat", *daemon_argv(workspace, "--exit-when-idle")]
-    subprocess.run(argv, cwd=REPOSITORY, capture_output=True, timeout=120)
+    subprocess.run(argv, cwd=REPOSITORY, capture_output=True, timeout=HANG_S)
     lines = trace.read_text(errors="replace").splitlines()
     return next(at for at, line in enumerate(lines) if re.search(r'/config\.json"', line))
 
@@ -53,9 +63,9 @@ def work(folder: Path, mine: list[tuple[str, str, int]]) -> tuple[Counter[str], 
         inject = ["strace", "-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={call}:error={error}:when={when}"]
         argv = [*inject, *daemon_argv(workspace, "--exit-when-idle")]
         try:
-            done = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, timeout=120)
+            done = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, timeout=HANG_S)
         except subprocess.TimeoutExpired:
-            problems.append(f"{call} {error} {when}: neither idle nor ended after 120 s")
+            problems.append(f"{call} {error} {when}: neither idle nor ended after {HANG_S:.0f} s")
             continue
         ends[f"exit {done.returncode}"] += 1
         said = done.stderr.decode(errors="replace")

@@ -14,18 +14,17 @@ import time
 from pathlib import Path
 
 from core.paths import Workspace
-from scripts.reliability.intake_farm import REPOSITORY, daemon_argv, fresh, make_root
+from scripts.reliability.intake_farm import REPOSITORY, daemon_argv, fresh, make_root, patiently
 
 
-def one_round(workspace: Workspace, number: int) -> tuple[int, int, str]:
-    """Start `number` daemons. Returns how many run, how many ended with 3, and what one of those said."""
+def one_round(workspace: Workspace, number: int) -> tuple[bool, int, str]:
+    """Start `number` daemons. Returns whether one runs and the lock names it, how many ended with 3, and what one said
+    (of a round that went wrong: what was found)."""
     started = [
         subprocess.Popen(daemon_argv(workspace), cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         for _ in range(number)
     ]
-    deadline = time.monotonic() + 120
-    while sum(p.poll() is None for p in started) > 1 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    patiently(lambda: sum(p.poll() is None for p in started) <= 1, 120, 0.1)
     alive = [p for p in started if p.poll() is None]
     holder = json.loads(workspace.lock_file.read_text()).get("pid")
     said = ""
@@ -38,8 +37,9 @@ def one_round(workspace: Workspace, number: int) -> tuple[int, int, str]:
         if process not in alive and process.returncode == 3 and f"pid {holder}" in text:
             refused += 1
             said = text
-    right = len(alive) == 1 and alive[0].pid == holder
-    return (1 if right else len(alive) * 100), refused, said
+    right = len(alive) == 1 and alive[0].pid == holder and refused == number - 1
+    ends = [p.returncode for p in started if p not in alive]
+    return right, refused, said if right else f"the lock names {holder}; alive {[p.pid for p in alive]}; ends {ends}"
 
 
 def main() -> int:
@@ -53,9 +53,12 @@ def main() -> int:
     workspace.lock_file.write_text(json.dumps({"pid": os.getpid(), "since": "2020-01-01T00:00:00Z"}))
     began = time.monotonic()
     results = [one_round(workspace, options.daemons) for _ in range(options.rounds)]
-    good = sum(running == 1 and refused == options.daemons - 1 for running, refused, _ in results)
+    good = sum(right for right, _, _ in results)
     print(f"single instance: {good} of {options.rounds} rounds with exactly one of {options.daemons} running,", end=" ")
     print(f"{sum(refused for _, refused, _ in results)} refused with exit 3, {time.monotonic() - began:.0f} s")
+    for number, (right, _, found) in enumerate(results):
+        if not right:
+            print(f"  round {number}: {found}")
     print("  they said:", results[-1][2])
     return 0 if good == options.rounds else 1
 

@@ -81,8 +81,9 @@ def running(tmp_path: Path, repository: Path, wait_until: Wait) -> Iterator[Runn
         process.communicate()
 
 
-def test_the_daemon_never_imports_torch(repository: Path) -> None:
-    code = "import sys, core.daemon.__main__; print(sorted({'torch', 'transformers', 'flask'} & sys.modules.keys()))"
+def test_the_daemon_never_imports_torch_and_no_start_waits_for_sqlalchemy_or_requests(repository: Path) -> None:
+    heavy = {"torch", "transformers", "flask", "sqlalchemy", "requests"}
+    code = f"import sys, core.daemon.__main__; print(sorted({heavy} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
