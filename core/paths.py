@@ -48,7 +48,7 @@ def find_root(cli_root: Path | None = None, env: Mapping[str, str] | None = None
 def display_name(name: str | bytes | Path) -> str:
     """Spell an untrusted file name so that it is one line of valid UTF-8 with nothing invisible in it.
 
-    Undecodable bytes, control characters and bidirectional overrides become `\\xNN` or `\\uNNNN`.
+    Undecodable bytes, control characters and bidirectional overrides become `\\xNN`, `\\uNNNN` or `\\UNNNNNNNN`.
     """
     text = os.fsdecode(name)
     return "".join(_escape(c) for c in text)
@@ -59,8 +59,15 @@ def _escape(char: str) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # surrogateescape: the byte the file system really holds
         return f"\\x{code - 0xDC00:02x}"
     if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
-        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+        return escape_of(code)
     return char
+
+
+def escape_of(code: int) -> str:
+    """The escape by which Python, and most readers, know a character of this number."""
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 @dataclass(frozen=True, slots=True)

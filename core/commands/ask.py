@@ -16,7 +16,7 @@ from core.checkpoints import Catalogue
 from core.commands.invocation import common_options, current
 from core.errors import CheckpointError, NotFoundError, UsageError
 from core.hosts import serving_url
-from core.paths import Workspace
+from core.paths import Workspace, escape_of
 from core.status import read_status
 
 if TYPE_CHECKING:
@@ -118,4 +118,4 @@ def _stream(client: "ServiceClient", body: dict[str, Any]) -> None:
 
 def _harmless(text: str) -> str:
     """Keep line breaks and tabs, escape what could steer a terminal."""
-    return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    return "".join(c if c in "\n\t" or c.isprintable() else escape_of(ord(c)) for c in text)

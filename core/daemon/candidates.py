@@ -12,7 +12,7 @@ import fnmatch
 import os
 import signal
 import stat
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,10 +90,10 @@ def _scan_folder(folder: Path, lane: str, suffixes: Collection[str], found: Scan
         if name.endswith(SIDECAR_SUFFIX) and stat.S_ISREG(status.st_mode) and not name.startswith("."):
             if name.removesuffix(SIDECAR_SUFFIX) not in here:
                 found.lone_sidecars.append(path)
-        elif reason := why_ignored(name, status, suffixes):
+        elif reason := why_ignored(name, status, suffixes) or _bad_sidecar(name, here):
             found.ignored.append((path, reason))
         else:
-            found.candidates.append(_candidate(path, lane, status, here.get(name + SIDECAR_SUFFIX)))
+            found.candidates.append(_candidate(path, lane, status, name + SIDECAR_SUFFIX in here))
 
 
 def _lstat(entry: "os.DirEntry[str]") -> os.stat_result | None:
@@ -103,10 +103,16 @@ def _lstat(entry: "os.DirEntry[str]") -> os.stat_result | None:
         return None
 
 
-def _candidate(path: Path, lane: str, status: os.stat_result, beside: os.stat_result | None) -> Candidate:
-    joined = beside is not None and stat.S_ISREG(beside.st_mode)
-    sidecar = path.with_name(path.name + SIDECAR_SUFFIX) if joined else None
+def _candidate(path: Path, lane: str, status: os.stat_result, has_sidecar: bool) -> Candidate:
+    sidecar = path.with_name(path.name + SIDECAR_SUFFIX) if has_sidecar else None
     return Candidate(path, lane, signature(status), sidecar)
+
+
+def _bad_sidecar(name: str, here: Mapping[str, os.stat_result]) -> str | None:
+    """Why a file must stay though its own name is good: what its producer says about it may not be read."""
+    beside = here.get(name + SIDECAR_SUFFIX)
+    kind = _kind(beside.st_mode) if beside is not None else None
+    return f"its sidecar is {kind}, not a regular file: copy the sidecar itself here, or remove it" if kind else None
 
 
 def signature(status: os.stat_result) -> Signature:

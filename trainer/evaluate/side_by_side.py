@@ -11,7 +11,7 @@ from typing import Any  # a document for `--json`
 
 from core.checkpoints import Checkpoint
 from core.errors import NotFoundError
-from core.paths import Workspace
+from core.paths import Workspace, escape_of
 from core.settings import Settings
 from core.status import read_status
 from trainer.evaluate.bench import Bench, locate
@@ -135,7 +135,7 @@ def _flip(example: Mapping[str, Any]) -> str:
 
 def _quoted(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
-    shown = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+    shown = "".join(c if c.isprintable() else escape_of(ord(c)) for c in text)
     return shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}…"
 
 

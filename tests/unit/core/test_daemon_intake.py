@@ -245,6 +245,30 @@ def test_what_is_no_regular_file_stays_unread(rig: IntakeRig, tmp_path: Path) ->
     assert rig.intake.idle
 
 
+@pytest.mark.parametrize("kind", ["a symbolic link", "a FIFO", "a folder"])
+def test_a_file_stays_while_its_sidecar_is_no_regular_file_and_is_taken_with_it_once_it_is(
+    rig: IntakeRig, tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / "mine.json").write_text('{"generator_id": "outside"}')
+    path = rig.drop("x.jsonl")
+    sidecar = path.with_name("x.jsonl.meta.json")
+    if kind == "a FIFO":
+        os.mkfifo(sidecar)
+    elif kind == "a folder":
+        sidecar.mkdir()
+    else:
+        sidecar.symlink_to(tmp_path / "mine.json")
+    rig.settle()
+    reasons = {entry["file"]: entry["reason"] for entry in rig.intake.ignored}
+    assert reasons["x.jsonl"].startswith(f"its sidecar is {kind}, not a regular file: copy the sidecar itself")
+    assert path.exists() and rig.intake.idle
+    sidecar.rmdir() if kind == "a folder" else sidecar.unlink()
+    sidecar.write_text('{"generator_id": "regular"}')
+    rig.settle()
+    (job,) = rig.context.queue.jobs("normal")
+    assert json.loads((job.folder / sidecar.name).read_text())["generator_id"] == "regular"
+
+
 def test_odd_names_are_taken_and_shown_escaped(rig: IntakeRig) -> None:
     # Undecodable bytes, a newline, options, shell and HTML, both spellings of one letter, right-to-left, 255 bytes.
     names = [

@@ -42,6 +42,7 @@ def test_a_folder_without_config_is_refused_with_the_command_that_mends_it(tmp_p
         (b"new\nline\x1b[31m", "new\\x0aline\\x1b[31m"),
         ("rtl\u202egpj.jsonl".encode(), "rtl\\u202egpj.jsonl"),
         ("zero\u200bwidth".encode(), "zero\\u200bwidth"),
+        ("tag\U000e0041".encode(), "tag\\U000e0041"),
     ],
 )
 def test_untrusted_names_are_shown_on_one_line_of_valid_utf8(raw: bytes, shown: str) -> None:
