@@ -65,9 +65,10 @@ def audit_file(workspace: Workspace, job_id: str) -> Path:
 
 
 def audited_jobs(workspace: Workspace) -> set[str]:
-    """The jobs that have an audit, without reading them."""
+    """The jobs that have an audit, without reading them. A folder of that name is none."""
     try:
-        return {Path(name).stem for name in os.listdir(workspace.audits_dir) if name.endswith(".json")}
+        with os.scandir(workspace.audits_dir) as entries:
+            return {Path(e.name).stem for e in entries if e.name.endswith(".json") and e.is_file()}
     except FileNotFoundError:
         return set()
 

@@ -10,6 +10,7 @@ Effects  lowest priority for CPU and disk: training does not wait for it. Oldest
 import argparse
 import logging
 import os
+import secrets
 import sys
 import traceback
 from collections.abc import Sequence
@@ -66,6 +67,7 @@ def run(workspace: Workspace, settings: Settings) -> None:
     """Audit until nothing waits for it. Raises StorageError, OSError of the disk."""
     workspace.audits_dir.mkdir(exist_ok=True)
     workspace.row_index_dir.mkdir(exist_ok=True)
+    _make_room(workspace.audits_dir)
     index = RowIndex(workspace.row_index_dir)
     for folder in index.damaged:
         logger.warning("a part of the row index is damaged and is made again: %s", folder.name)
@@ -76,6 +78,15 @@ def run(workspace: Workspace, settings: Settings) -> None:
             tried.add(job.job_id)
             _audit(job.job_id, workspace, settings, index)
         index.compact()
+
+
+def _make_room(audits: Path) -> None:
+    """A folder where an audit is to be written would end us again and again: it is kept under a hidden name."""
+    for entry in audits.iterdir():
+        if entry.is_dir() and not entry.name.startswith("."):
+            aside = audits / f".{entry.name}.{secrets.token_hex(3)}"
+            logger.warning("a folder stands where an audit is to be written: it is now %s", aside)
+            entry.rename(aside)
 
 
 def waiting_for_audit(workspace: Workspace, index: RowIndex) -> list[Job]:

@@ -162,18 +162,30 @@ def _open_output(path: Path | None) -> int | None:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
 
-def last_line(path: Path | None) -> str:
-    """The last non-empty line a child wrote, at most 300 characters: mostly the sentence that explains its end."""
+def last_line(path: Path | None, begun_at: int = 0) -> str:
+    """The last non-empty line a child wrote, at most 300 characters: mostly the sentence that explains its end.
+
+    Args:
+        begun_at: the size of its output file in bytes when it was started: what stands before is another one's.
+    """
     if path is None:
         return ""
     try:
         with path.open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - _TAIL_BYTES))
+            size = file.seek(0, os.SEEK_END)
+            begun_at = begun_at if begun_at <= size else 0  # the file was begun anew
+            file.seek(max(begun_at, size - _TAIL_BYTES))
             lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines()]
     except OSError:
         return ""
     return next((line for line in reversed(lines) if line), "")[:300]
+
+
+def _size(path: Path | None) -> int:
+    try:
+        return path.stat().st_size if path is not None else 0
+    except OSError:
+        return 0
 
 
 class Child:
@@ -191,6 +203,7 @@ class Child:
         self._process: Process | None = None
         self._since_s = 0.0
         self._until_s = 0.0
+        self._output_begun_at = 0
 
     @property
     def pid(self) -> int | None:
@@ -220,6 +233,7 @@ class Child:
             self.failures = 0
         self.transition(State.STARTING)
         self._since_s = now
+        self._output_begun_at = _size(self.spec.output)
         try:
             self.spec.before_start()
             self._process = self._start(self.spec)
@@ -296,7 +310,7 @@ class Child:
 
     def _explain(self, code: int) -> str:
         how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        said = last_line(self.spec.output)
+        said = last_line(self.spec.output, self._output_begun_at)
         return f"{how}: {said}" if said and code != 0 else how
 
     def _after_failure(self, now: float, reason: str) -> None:

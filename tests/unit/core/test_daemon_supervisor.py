@@ -52,16 +52,33 @@ def test_the_delay_doubles_with_each_failure_up_to_the_cap() -> None:
 def test_a_child_that_fails_five_times_in_a_row_is_fatal_and_says_why(tmp_path: Path) -> None:
     spawn = FakeSpawn()
     output = tmp_path / "out"
-    output.write_text("Traceback\nModuleNotFoundError: no torch\n")
+    output.touch()
     it = child(spawn, output=output)
     it.start(0.0)
     for now in range(0, 500, 100):
+        output.write_text(output.read_text() + "Traceback\nModuleNotFoundError: no torch\n")
         die(spawn, 1)
         it.tick(float(now))
         it.tick(float(now) + 99)
     assert it.state is State.FATAL
     assert "ModuleNotFoundError: no torch" in it.reason
     assert len(spawn.processes) == 5
+
+
+def test_the_end_of_a_child_is_not_explained_by_what_another_one_wrote_before_it(tmp_path: Path) -> None:
+    spawn = FakeSpawn()
+    output = tmp_path / "out"
+    output.write_text("OSError: of yesterday\n")
+    it = child(spawn, output=output)
+    it.start(0.0)
+    die(spawn, -signal.SIGKILL)
+    it.tick(1.0)
+    assert it.reason == "ended by SIGKILL"
+    it.tick(99.0)
+    output.write_text("begun anew\n")  # too long a file is put away and begun again
+    die(spawn, 1)
+    it.tick(100.0)
+    assert it.reason == "ended with exit code 1: begun anew"
 
 
 def test_a_sigkill_from_outside_never_leads_to_fatal() -> None:

@@ -22,7 +22,7 @@ from core.validation.leaks import leaks
 from core.validation.looks import DEEP_LOOKS, Looks
 from core.validation.result import Issues
 from core.validation.row_index import RowIndex
-from core.verdicts import audit_of, verdict_of, whole_verdict
+from core.verdicts import audit_of, audited_jobs, verdict_of, whole_verdict
 from gate_kit import Gates, chat, lines, save_tokenizer
 
 
@@ -270,6 +270,17 @@ def test_a_full_disk_ends_the_child_and_blames_no_file(farm: Gates, monkeypatch:
         with pytest.raises(StorageError):
             audit(farm)
     assert audit_of(farm.workspace, job.job_id) is None
+
+
+def test_a_folder_in_place_of_an_audit_is_put_aside_and_the_audit_is_made(farm: Gates) -> None:
+    job = farm.queue(lines([tell(1)]))
+    for ending in ("json", "html"):
+        (farm.workspace.audits_dir / f"{job.job_id}.{ending}").mkdir(parents=True)
+    (farm.workspace.audits_dir / f"{job.job_id}.json" / "mine.txt").write_text("kept")
+    assert job.job_id not in audited_jobs(farm.workspace)
+    audit(farm)
+    assert found(farm, job)["seen_before"] == 0
+    assert [kept.read_text() for kept in farm.workspace.audits_dir.glob(".*/mine.txt")] == ["kept"]
 
 
 @pytest.mark.parametrize(
