@@ -117,8 +117,8 @@ class Deployer:
         began = time.perf_counter()
         stored = self._store.take_in(checkpoint_id, manifest_sha256)
         base = None
-        if stored.is_adapter and not self._loader.holds(stored.base_sha256):
-            base = self._store.take_in_base(stored.base_sha256, base_manifest_sha256)
+        if stored.is_adapter:
+            base = self._base(stored.base_sha256, base_manifest_sha256)
         hashed = time.perf_counter()
         before = self._table.serving_id
         if before == checkpoint_id:
@@ -150,6 +150,13 @@ class Deployer:
             "seconds": {k: round(v, 4) for k, v in seconds.items()},
             "gate": asdict(report),
         }
+
+    def _base(self, base_sha256: str, manifest_sha256: str | None) -> StoredCheckpoint | None:
+        """The verified base of an adapter; None when it is in memory already, and on disk for the next start."""
+        sent = self._store.incoming(f"base-{base_sha256}").exists()
+        if self._loader.holds(base_sha256) and base_sha256 in self._store.base_sums() and not sent:
+            return None
+        return self._store.take_in_base(base_sha256, manifest_sha256)
 
     def _refuse(self, checkpoint_id: str, manifest_sha256: str, error: DropforgeError) -> None:
         """Remember the verdict. What serves or could be rolled back to is never deleted, whatever somebody sends under
@@ -220,6 +227,7 @@ class Deployer:
             "previous": previous if previous != serving else None,
             "checkpoints": rows,
             "starting": self._starting,
+            "bases": self._store.base_sums(),
             "free_bytes": self._store.free_bytes(),
         }
 

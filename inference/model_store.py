@@ -84,6 +84,13 @@ class ModelStore:
             return []
         return sorted((n for n in names if CHECKPOINT_ID.fullmatch(n)), key=lambda n: (int(n.partition("-")[0]), n))
 
+    def base_sums(self) -> list[str]:
+        """The sums of the bases that are stored."""
+        try:
+            return sorted(name for name in os.listdir(self.folder / "base") if SHA256.fullmatch(name))
+        except FileNotFoundError:
+            return []
+
     # -- taking in ------------------------------------------------------------------------------------------------
 
     def take_in(self, checkpoint_id: str, manifest_sha256: str) -> StoredCheckpoint:

@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any  # deploy.json and manifests are JSON documents
 
@@ -84,11 +84,12 @@ class Publisher:
         with ServiceClient("inference", self.url, api_key=self._admin_key) as client:
             there = client.get("/v1/checkpoints").json
             known = [row["id"] for row in there["checkpoints"] if row["state"] != "bad"]
-            if checkpoint.id not in known:
-                _require_room(there.get("free_bytes"), checkpoint, self.target)
+            missing = _missing(there, checkpoint, base)
+            _require_room(there.get("free_bytes"), missing, self.target)
             for attempt in range(_TRIES):
                 try:
-                    self._send_with_back_off(checkpoint, base, known)
+                    # a base that is there already is sent only when something there proves to be damaged
+                    self._send_with_back_off(checkpoint, base if attempt or base in missing else None, known)
                 except StorageError:
                     self._discard_half(client, body)
                     raise
@@ -194,13 +195,22 @@ def _base_of(catalogue: Catalogue, checkpoint: Checkpoint) -> Checkpoint | None:
     return base
 
 
-def _require_room(free_bytes: int | None, checkpoint: Checkpoint, target: Target) -> None:
+def _missing(there: Mapping[str, Any], checkpoint: Checkpoint, base: Checkpoint | None) -> list[Checkpoint]:
+    """Which of the two the serving host does not have, going by GET /v1/checkpoints."""
+    known = {row["id"] for row in there["checkpoints"] if row["state"] != "bad"}
+    missing = [] if checkpoint.id in known else [checkpoint]
+    if base is not None and base.manifest["base"]["sha256"] not in there.get("bases", ()):
+        missing.append(base)
+    return missing
+
+
+def _require_room(free_bytes: int | None, new: Sequence[Checkpoint], target: Target) -> None:
     """Refuse before anything is sent when it cannot fit. `free_bytes`: None from a server that does not say.
 
     Raises:
         StorageError: with both sizes.
     """
-    need = sum(entry["bytes"] for entry in checkpoint.manifest["files"].values())
+    need = sum(entry["bytes"] for checkpoint in new for entry in checkpoint.manifest["files"].values())
     if free_bytes is not None and free_bytes < need:
         raise StorageError(
             f"the serving host has {free_bytes / 1e6:.1f} MB free, this checkpoint needs {need / 1e6:.1f} MB",

@@ -138,8 +138,8 @@ class ServerProcess:
     def get(self, path: str, **options: Any) -> requests.Response:
         return requests.get(self.url + path, timeout=30, **options)
 
-    def post(self, path: str, body: object, **options: Any) -> requests.Response:
-        return requests.post(self.url + path, json=body, timeout=60, **options)
+    def post(self, path: str, body: object, *, timeout_s: float = 60, **options: Any) -> requests.Response:
+        return requests.post(self.url + path, json=body, timeout=timeout_s, **options)
 
     def chat(self, text: str = "hello", **fields: Any) -> requests.Response:
         body = {"messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 8, **fields}
@@ -156,7 +156,7 @@ class ServerProcess:
     def kill(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
-            self.process.wait(10)
+            self.process.wait(120)  # a machine that was frozen meanwhile needs its time
 
 
 @contextlib.contextmanager

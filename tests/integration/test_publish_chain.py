@@ -124,6 +124,30 @@ def test_adapters_are_served_on_their_base_and_equal_what_peft_computes(root: Wo
     assert served == pytest.approx(float(done.stdout.split()[-1]), abs=1e-4)
 
 
+def test_an_adapter_whose_base_served_as_a_whole_model_survives_a_restart_and_sends_its_base_once(
+    root: Workspace, server: ServerProcess
+) -> None:
+    known = ids(root)
+    assert server.publish("0").returncode == 0
+    assert server.publish("30").returncode == 0
+    served = root.root / "served"
+    assert [p.name for p in (served / "base").iterdir()] == server.get("/v1/checkpoints").json()["bases"]
+    before = (served / "base").stat().st_mtime_ns
+    assert server.publish("40").returncode == 0
+    assert ((served / "base").stat().st_mtime_ns, list((served / "incoming").iterdir())) == (before, [])
+    assert server.stop() == 0
+    server.start(ready=True)
+    assert server.chat().headers["X-Dropforge-Checkpoint"] == known[40]
+    server.kill()
+    weights = next((served / "base").iterdir()) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"evil")
+    shutil.rmtree(served / known[40])
+    server.start()
+    done = server.publish("40")
+    assert done.returncode == 0, "a base that is damaged over there is sent again"
+    assert server.chat().headers["X-Dropforge-Checkpoint"] == known[40]
+
+
 def test_a_judged_loss_that_the_server_cannot_reproduce_is_refused_and_the_old_model_serves(
     root: Workspace, server: ServerProcess
 ) -> None:
