@@ -42,9 +42,18 @@ class CallerGoneError(InternalError):
 class Answer:
     """The tickets of one request on one model."""
 
-    def __init__(self, scheduler: Scheduler, table: SlotTable, slot: "ModelSlot", tickets: Sequence[Ticket]) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        table: SlotTable,
+        slot: "ModelSlot",
+        tickets: Sequence[Ticket],
+        gone: Callable[[], bool],
+    ) -> None:
+        """Args: gone: tells whether the caller has left; cheap, and may be asked from any thread."""
         self._scheduler = scheduler
         self._table = table
+        self._gone = gone
         self._closed = False
         self.slot = slot
         self.tickets = tickets
@@ -63,12 +72,12 @@ class Answer:
             self.close()
             raise
 
-    def events(self, gone: Callable[[], bool]) -> Iterator[Event | None]:
+    def events(self) -> Iterator[Event | None]:
         """Pieces and prompt scores as they come; None when a ping is due. Ends after the last choice; always closes the
         answer.
 
         Raises:
-            CallerGoneError: `gone()` became true. GenerationFailedError: the model failed. RequestError: only now
+            CallerGoneError: the caller left. GenerationFailedError: the model failed. RequestError: only now
             could be seen that what was asked cannot be done.
         """
         try:
@@ -78,7 +87,7 @@ class Answer:
                 try:
                     event = self.tickets[0].events.get(timeout=_LOOK_EVERY_S)
                 except queue.Empty:
-                    if gone():
+                    if self._gone():
                         raise CallerGoneError("the caller went away") from None
                     if not self._scheduler.alive:
                         raise GenerationFailedError("the generation thread has ended") from None
@@ -90,7 +99,7 @@ class Answer:
                     raise _failed(event)
                 left -= isinstance(event, Piece) and event.finish_reason is not None
                 yield event
-                if gone():
+                if self._gone():
                     raise CallerGoneError("the caller went away")
         finally:
             self.close()
@@ -119,20 +128,26 @@ class Answering:
         self._scheduler = scheduler
         self._table = table
 
-    def generate(self, asked: GenerationRequest, acquire: "Callable[[str], ModelSlot]") -> Answer:
+    def generate(
+        self, asked: GenerationRequest, acquire: "Callable[[str], ModelSlot]", gone: Callable[[], bool]
+    ) -> Answer:
         """Start a request for text. Raises RequestError (prompt too long, bad token id), NotFoundError,
         OverloadedError.
         """
         if asked.n * max(1, len(asked.prompts)) > self._scheduler.max_streams:
             raise RequestError(f"n: at most {self._scheduler.max_streams} choices a request", param="n")
-        return self._start(asked.model, acquire, lambda slot: _tickets(asked, slot))
+        return self._start(asked.model, acquire, lambda slot: _tickets(asked, slot, gone), gone)
 
-    def score(self, asked: ScoreRequest, acquire: "Callable[[str], ModelSlot]") -> Answer:
+    def score(self, asked: ScoreRequest, acquire: "Callable[[str], ModelSlot]", gone: Callable[[], bool]) -> Answer:
         """Start a request for the loss of a text. Raises as `generate`."""
-        return self._start(asked.model, acquire, lambda slot: [_score_ticket(asked, slot)])
+        return self._start(asked.model, acquire, lambda slot: [_score_ticket(asked, slot, gone)], gone)
 
     def _start(
-        self, model: str, acquire: "Callable[[str], ModelSlot]", make: "Callable[[ModelSlot], list[Ticket]]"
+        self,
+        model: str,
+        acquire: "Callable[[str], ModelSlot]",
+        make: "Callable[[ModelSlot], list[Ticket]]",
+        gone: Callable[[], bool],
     ) -> Answer:
         slot = acquire(model)
         try:
@@ -140,12 +155,12 @@ class Answering:
         except BaseException:
             self._table.release(slot)
             raise
-        answer = Answer(self._scheduler, self._table, slot, tickets)
+        answer = Answer(self._scheduler, self._table, slot, tickets, gone)
         answer.submit()
         return answer
 
 
-def _tickets(asked: GenerationRequest, slot: "ModelSlot") -> list[Ticket]:
+def _tickets(asked: GenerationRequest, slot: "ModelSlot", gone: Callable[[], bool]) -> list[Ticket]:
     prompts = [_chat_ids(asked, slot)] if asked.messages is not None else [_prompt_ids(p, slot) for p in asked.prompts]
     _check_bias(asked.sampling, slot)
     rules = () if asked.schema is None else slot.constraints.rules(asked.schema, asked.n)
@@ -166,6 +181,7 @@ def _tickets(asked: GenerationRequest, slot: "ModelSlot") -> list[Ticket]:
             prompt=place,
             rules=rules,
             open_ended=asked.max_tokens is None,
+            gone=gone,
         )
         for place, ids in enumerate(prompts)
     ]
@@ -212,7 +228,7 @@ def _room(asked: GenerationRequest, slot: "ModelSlot", ids: Sequence[int], promp
     return room if asked.max_tokens is None else min(room, asked.max_tokens)
 
 
-def _score_ticket(asked: ScoreRequest, slot: "ModelSlot") -> Ticket:
+def _score_ticket(asked: ScoreRequest, slot: "ModelSlot", gone: Callable[[], bool]) -> Ticket:
     if asked.messages is not None:
         try:
             ids = slot.encoder.encode_row({"messages": asked.messages}).ids.tolist()
@@ -226,8 +242,9 @@ def _score_ticket(asked: ScoreRequest, slot: "ModelSlot") -> Ticket:
         raise RequestError(
             f"{len(ids)} tokens, the context holds {slot.model.max_context_tokens}", code="context_length_exceeded"
         )
+    plain = Sampling()
     return Ticket(
-        slot.model, slot.encoder, ids, sampling=Sampling(), max_tokens=0, logprobs=asked.top, score_prompt=True
+        slot.model, slot.encoder, ids, sampling=plain, max_tokens=0, logprobs=asked.top, score_prompt=True, gone=gone
     )
 
 

@@ -169,19 +169,18 @@ class Routes:
     def _generate(self, asked: GenerationRequest) -> Response:
         leave = self._in_flight.enter()
         try:
-            answer = self._answering.generate(asked, self._acquire)
+            answer = self._answering.generate(asked, self._acquire, _gone_probe(request))
         except BaseException:
             leave()
             raise
         g.checkpoint = answer.slot.id
         shape = answers.Shape(asked, answer)
-        gone = _gone_probe(request)
         if not asked.stream:
             try:
-                return jsonify(shape.whole(*_collect(answer, gone)))
+                return jsonify(shape.whole(*_collect(answer)))
             finally:
                 leave()
-        response = Response(_stream(asked, answer, shape, gone), mimetype="text/event-stream")
+        response = Response(_stream(asked, answer, shape), mimetype="text/event-stream")
         response.headers["Cache-Control"] = "no-cache"
         response.headers["X-Accel-Buffering"] = "no"
         response.call_on_close(answer.close)
@@ -192,9 +191,9 @@ class Routes:
         asked = score_request(_body(request))
         leave = self._in_flight.enter()
         try:
-            answer = self._answering.score(asked, self._acquire)
+            answer = self._answering.score(asked, self._acquire, _gone_probe(request))
             g.checkpoint = answer.slot.id
-            _, scores = _collect(answer, _gone_probe(request))
+            _, scores = _collect(answer)
             used = counted(asked, answer.slot)
             return jsonify(answers.score_document(answer, scores[0], used, asked.messages is not None))
         finally:
@@ -279,11 +278,11 @@ class Routes:
             leave()
 
 
-def _collect(answer: Answer, gone: Callable[[], bool]) -> tuple[dict[int, Piece], dict[int, PromptScores]]:
+def _collect(answer: Answer) -> tuple[dict[int, Piece], dict[int, PromptScores]]:
     """Wait for the whole answer."""
     pieces: dict[int, Piece] = {}
     scores: dict[int, PromptScores] = {}
-    for event in answer.events(gone):
+    for event in answer.events():
         if isinstance(event, PromptScores):
             scores[event.prompt] = event
         elif isinstance(event, Piece):
@@ -291,13 +290,11 @@ def _collect(answer: Answer, gone: Callable[[], bool]) -> tuple[dict[int, Piece]
     return pieces, scores
 
 
-def _stream(
-    asked: GenerationRequest, answer: Answer, shape: answers.Shape, gone: Callable[[], bool]
-) -> Iterator[bytes]:
+def _stream(asked: GenerationRequest, answer: Answer, shape: answers.Shape) -> Iterator[bytes]:
     ended: dict[int, Piece] = {}
     yield b"".join(answers.event(doc) for doc in shape.opening())
     try:
-        for event in answer.events(gone):
+        for event in answer.events():
             if event is None:
                 yield answers.PING
             elif isinstance(event, Piece):

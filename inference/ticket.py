@@ -6,7 +6,7 @@ come from any thread.
 
 import queue
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from inference.assembler import TextAssembler
@@ -104,6 +104,7 @@ class Ticket:
         prompt: int = 0,
         rules: Sequence[Rule] = (),
         open_ended: bool = False,
+        gone: "Callable[[], bool] | None" = None,
     ) -> None:
         """Make a ticket.
 
@@ -113,6 +114,7 @@ class Ticket:
             events: shared by the tickets of one request with several prompts; `prompt` counts them.
             rules: none, or one for each of the `n` choices.
             open_ended: the caller named no limit: memory is not kept free for `max_tokens`, and may run out.
+            gone: tells whether the caller has left; asked before each step, so it must be cheap and never raise.
         """
         self.model = model
         self.codec = codec
@@ -125,7 +127,8 @@ class Ticket:
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue() if events is None else events
         self.prompt = prompt
         self.open_ended = open_ended
-        self.cancelled = False
+        self._gone = gone
+        self._cancelled = False
         self.created_s = time.monotonic()
         self.first_token_s: float | None = None
         self.cached_tokens = 0
@@ -134,6 +137,15 @@ class Ticket:
         self.choices = [
             Choice(self, i, Sampler(sampling, i, rule), TextAssembler(codec, stop), rule) for i, rule in enumerate(each)
         ]
+
+    @property
+    def cancelled(self) -> bool:
+        """Nobody wants the answer any more: said by its handler, or seen on the connection."""
+        return self._cancelled or (self._gone is not None and self._gone())
+
+    @cancelled.setter
+    def cancelled(self, is_so: bool) -> None:
+        self._cancelled = is_so
 
     @property
     def done(self) -> bool:

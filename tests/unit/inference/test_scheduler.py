@@ -108,6 +108,25 @@ def test_a_cancelled_request_leaves_within_one_step_wherever_it_is() -> None:
     assert not drain(waiting)
 
 
+def test_a_caller_that_has_left_costs_no_further_step_though_nobody_says_so() -> None:
+    machine, model = scheduler(max_streams=1), FakeModel()
+    left: list[str] = []
+    active = ticket(model, "x" * 90, gone=lambda: "active" in left)
+    waiting = ticket(model, gone=lambda: "waiting" in left)
+    machine.submit(active)
+    machine.submit(waiting)
+    run(machine, 3)
+    left.append("waiting")
+    run(machine, 1)
+    assert (machine.running, machine.waiting) == (1, 0)
+    steps = len(model.widths)
+    left.append("active")
+    run(machine, 1)
+    assert len(model.widths) == steps
+    assert machine.running == 0
+    assert not model.contexts
+
+
 def test_the_waiting_room_is_bounded() -> None:
     machine, model = scheduler(max_waiting=2), FakeModel()
     machine.submit(ticket(model))
