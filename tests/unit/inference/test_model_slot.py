@@ -58,7 +58,7 @@ def judged_loss(slot: ModelSlot) -> float:
 
 def test_a_sound_checkpoint_passes_and_its_loss_is_reported(stored: StoredCheckpoint) -> None:
     slot = load(stored)
-    assert gate(slot).tokens == 16
+    assert gate(slot).tokens == 8
     report = gate(slot, Canary(ROW, judged_loss(slot)), rival=slot)
     assert report.canaries == 1
     assert report.loss == pytest.approx(report.expected_loss, abs=1e-3)
@@ -79,6 +79,15 @@ def test_one_wrong_canary_is_enough_and_one_the_judge_cut_short_is_left_out(stor
         gate(slot, right, Canary(ROW, right.loss + 1))
 
 
+def test_long_rows_of_the_judge_are_left_out_once_short_ones_were_read(stored: StoredCheckpoint) -> None:
+    slot = load(stored)
+    long = Canary({"messages": [{"role": "user", "content": "word " * 600}, ROW["messages"][1]]}, 0.1)
+    right = Canary(ROW, judged_loss(slot))
+    assert gate(slot, long, right, right).canaries == 2
+    with pytest.raises(GateFailedError, match="canary loss"):
+        gate(slot, long)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_numbers_are_stopped(stored: StoredCheckpoint, value: float) -> None:
     change_weights(stored, lambda name, tensor: torch.full_like(tensor, value) if "layers.1.mlp" in name else tensor)
@@ -96,7 +105,7 @@ def test_a_model_ten_times_slower_than_the_serving_one_is_stopped(
     stored: StoredCheckpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slot, rival = load(stored), load(stored)
-    seconds = iter([0.0, 1.0] * 15 + [0.0, 0.01] * 15)
+    seconds = iter([0.0, 1.0] * 7 + [0.0, 0.01] * 3)
     monkeypatch.setattr("inference.model_slot.time.perf_counter", lambda: next(seconds))
     with pytest.raises(GateFailedError, match="the serving model needs 10"):
         gate(slot, rival=rival)
@@ -131,7 +140,7 @@ def test_a_second_adapter_shares_its_base(tmp_path: Path) -> None:
     slots = [finish(loader.load(StoredCheckpoint(c.folder, c.manifest), whole)) for c in (first, second)]
     assert slots[0].base is slots[1].base
     assert loader.holds(whole.weights_sha256)
-    assert [gate(slot).tokens for slot in slots] == [16, 16]
+    assert [gate(slot).tokens for slot in slots] == [8, 8]
     del slots
     assert not loader.holds(whole.weights_sha256)
 
