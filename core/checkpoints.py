@@ -125,13 +125,16 @@ class Catalogue:
         Raises:
             CheckpointError: the chain has a gap or a fork.
         """
-        found = {m["id"]: m for m in self._kept_manifests()} | {c.id: c.manifest for c in self._folders()}
+        return self._in_order(self._folders())
+
+    def _in_order(self, folders: Iterable[Checkpoint]) -> list[dict[str, Any]]:
+        found = {m["id"]: m for m in self._kept_manifests()} | {c.id: c.manifest for c in folders}
         return _in_chain_order(list(found.values()), self._folder)
 
     def committed(self) -> list[Checkpoint]:
         """The checkpoints whose folders exist, in chain order, base first."""
         by_id = {checkpoint.id: checkpoint for checkpoint in self._folders()}
-        return [by_id[m["id"]] for m in self.manifests() if m["id"] in by_id]
+        return [by_id[m["id"]] for m in self._in_order(by_id.values()) if m["id"] in by_id]
 
     def head(self) -> Checkpoint | None:
         """The newest commit by manifest order; None before the base is imported."""
@@ -139,6 +142,7 @@ class Catalogue:
         return committed[-1] if committed else None
 
     def base(self) -> Checkpoint | None:
+        """The checkpoint that the run began with; None when its folder is gone or nothing is committed."""
         committed = self.committed()
         return committed[0] if committed and committed[0].parent is None else None
 
@@ -149,7 +153,7 @@ class Catalogue:
             NotFoundError: none or several match, or retention has removed the weights of the one that does.
         """
         committed = {checkpoint.id: checkpoint for checkpoint in self._folders()}
-        named = _answering(self.manifests(), wanted)
+        named = _answering(self._in_order(committed.values()), wanted)
         found = [committed[checkpoint_id] for checkpoint_id in named if checkpoint_id in committed]
         if len(found) == 1:
             return found[0]
