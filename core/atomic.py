@@ -82,16 +82,20 @@ def write_json(path: Path, doc: object, *, durable: bool = True) -> None:
     write_bytes(path, text.encode() + b"\n", durable=durable)
 
 
-def parse_json(data: bytes, where: str) -> Any:  # any JSON shape
+def parse_json(data: bytes, where: str, line: int | None = None) -> Any:  # any JSON shape
     """Read one strict JSON document: no NaN, no duplicate keys, valid UTF-8.
+
+    Args:
+        line: the number of the line of `where` that the document stands in; None when it is the whole file.
 
     Raises:
         JsonError: naming `where`, the line and the column.
     """
+    file, where = where, where if line is None else f"{where}:{line}"
     try:
         return json.loads(data.decode(), parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
     except json.JSONDecodeError as error:
-        place = f"{where}:{error.lineno}:{error.colno}"
+        place = f"{file}:{(line or 1) + error.lineno - 1}:{error.colno}"
         raise JsonError(f"not valid JSON: {error.msg}", where=place) from error
     except UnicodeDecodeError as error:
         raise JsonError(f"not UTF-8 at byte {error.start}", where=where) from error
@@ -99,14 +103,15 @@ def parse_json(data: bytes, where: str) -> Any:  # any JSON shape
         raise JsonError(f"not valid JSON: {error}", where=where) from error
 
 
-def parse_written_json(data: bytes, where: str) -> Any:  # any JSON shape
+def parse_written_json(data: bytes, where: str, line: int | None = None) -> Any:  # any JSON shape
     """`parse_json` of what a person wrote: a lone surrogate, which no hash and no file takes, is refused too."""
-    doc = parse_json(data, where)
+    doc = parse_json(data, where, line)
     if b"\\u" in data:
         try:
             json.dumps(doc, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            raise JsonError("not valid JSON: a lone surrogate escape (\\ud800-\\udfff)", where=where) from error
+            place = where if line is None else f"{where}:{line}"
+            raise JsonError("not valid JSON: a lone surrogate escape (\\ud800-\\udfff)", where=place) from error
     return doc
 
 

@@ -140,7 +140,7 @@ def _check_suite(head: dict[str, Any], items: bytes, name: str) -> None:
         if not line.strip():
             continue
         try:
-            item = parse_json(line, f"items.jsonl:{number}")
+            item = parse_json(line, "items.jsonl", number)
         except JsonError as error:
             raise UsageError(error.message, where=error.where, fix="one JSON object a line") from error
         if not isinstance(item, dict) or not item.keys() & {"messages", "prompt", "text"}:

@@ -113,15 +113,20 @@ def _grams(text: str) -> set[int]:
 
 
 def _items(file: Path) -> Iterator[dict[str, Any]]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                item = parse_written_json(line, f"{file}:{number}")
-            except JsonError as error:
-                raise ConfigError(f"a suite is damaged: {error.message}", where=error.where) from error
-            yield _asked(item if isinstance(item, dict) else {}, f"{file}:{number}")
+    try:
+        lines = file.read_bytes().split(b"\n")
+    except OSError as error:
+        fix = "mend the suite, or remove it"
+        raise ConfigError(f"a suite cannot be read: {error.strerror}", where=str(file), fix=fix) from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            item = parse_written_json(line, str(file), number)
+        except JsonError as error:
+            fix = "mend the line: one JSON object"
+            raise ConfigError(f"a suite is damaged: {error.message}", where=error.where, fix=fix) from error
+        yield _asked(item if isinstance(item, dict) else {}, f"{file}:{number}")
 
 
 def _asked(item: Mapping[str, Any], where: str) -> dict[str, Any]:

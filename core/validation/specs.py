@@ -30,6 +30,7 @@ KINDS = {
     "sharegpt": ("conversations",),
 }
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "ai": "assistant", "model": "assistant"}
+_MEND = "mend or remove it: a spec is one JSON Schema, see config/specs"
 _JSON_NAMES = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
 
 
@@ -163,7 +164,7 @@ def read_spec(file: Path) -> DatasetSpec:
     try:
         found = file.stat()
     except OSError as error:
-        raise ConfigError(f"the spec cannot be read: {error.strerror}", where=str(file)) from error
+        raise ConfigError(f"the spec cannot be read: {error.strerror}", where=str(file), fix=_MEND) from error
     return _read_spec(file, found.st_ino, found.st_mtime_ns, found.st_size)
 
 
@@ -174,13 +175,12 @@ def _read_spec(file: Path, *_state: int) -> DatasetSpec:
         doc = read_json(file)
         jsonschema_rs.validator_for(doc)
     except DropforgeError as error:
-        raise ConfigError(f"the spec cannot be read: {error.message}", where=str(file)) from error
+        words = f"the spec cannot be read: {error.message}"
+        raise ConfigError(words, where=error.where or str(file), fix=_MEND) from error
     except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError) as error:
         raise ConfigError(
             f"the spec is no JSON Schema: {str(error).partition(chr(10))[0][:200]}", where=str(file)
         ) from error
-    if not isinstance(doc, dict):
-        raise ConfigError("the spec is no JSON object", where=str(file))
     kind = doc.get("kind")
     if kind not in KINDS:
         raise ConfigError(f"the spec's kind is {kind!r}", where=str(file), fix=f"use one of {', '.join(KINDS)}")
@@ -189,7 +189,11 @@ def _read_spec(file: Path, *_state: int) -> DatasetSpec:
         raise ConfigError(
             f"a spec of kind {kind} must be of type object and require {', '.join(KINDS[kind])}", where=str(file)
         )
-    return DatasetSpec(file.stem, kind, str(doc.get("version", "1.0.0")), doc, doc.get("columns", {}))
+    columns = doc.get("columns", {})
+    if not isinstance(columns, dict) or not all(isinstance(name, str) for name in columns.values()):
+        fix = 'map our field names to the file\'s, e.g. {"prompt": "question"}'
+        raise ConfigError("the spec's columns are no map of names", where=str(file), fix=fix)
+    return DatasetSpec(file.stem, kind, str(doc.get("version", "1.0.0")), doc, columns)
 
 
 def load_specs(folders: Iterable[Path]) -> dict[str, DatasetSpec]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any  # rows and items are JSON documents
 
 from core.atomic import parse_written_json, read_json, storage_error
-from core.errors import ConfigError
+from core.errors import ConfigError, JsonError, StorageError
 from core.paths import Workspace
 from trainer.evaluate.graders import check_expected, grader_names
 
@@ -132,7 +132,25 @@ def load_suites(workspace: Workspace, only: str | None = None) -> list[Suite]:
 
 
 def load_suite(folder: Path) -> Suite:
-    """Read one suite folder. Raises ConfigError naming the file, the line and the field."""
+    """Read one suite folder.
+
+    Raises:
+        ConfigError: naming the file, the line and the field.
+        StorageError: the disk fails.
+    """
+    try:
+        return _suite(folder)
+    except JsonError as error:
+        fix = error.fix or "mend it: suite.json is one JSON object, items.jsonl one a line"
+        raise ConfigError(f"the suite is damaged: {error.message}", where=error.where, fix=fix) from error
+    except StorageError as error:
+        if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+            raise
+        fix = "a suite is a folder with suite.json and items.jsonl"
+        raise ConfigError(f"the suite is damaged: {error.message}", where=error.where, fix=fix) from error
+
+
+def _suite(folder: Path) -> Suite:
     path = folder / "suite.json"
     doc = read_json(path)
     if unknown := doc.keys() - _SUITE_KEYS:
@@ -198,7 +216,7 @@ def _json_lines(path: Path, longest_bytes: int | None = None) -> list[tuple[int,
         if longest_bytes is not None and len(line) > longest_bytes:
             why = f"the line has {len(line):,} bytes, and no model reads that as one question"
             raise ConfigError(why, where=f"{path}:{number}", fix=f"shorten it to {longest_bytes:,}")
-    docs = [(number, parse_written_json(line, f"{path}:{number}")) for number, line in lines]
+    docs = [(number, parse_written_json(line, str(path), number)) for number, line in lines]
     for number, doc in docs:
         if not isinstance(doc, dict):
             raise ConfigError("the line is not a JSON object", where=f"{path}:{number}", fix="one {...} a line")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from core.paths import builtin_config
 from core.validation import TokenCache, gate
 from core.validation.encoders import EncoderDamagedError, EncoderMissingError, encoder_for
 from core.validation.gate import GateContext, RootDamagedError
@@ -167,17 +168,31 @@ def test_a_damaged_tokenizer_makes_files_wait_and_refuses_none(gates: Gates) -> 
 
 
 @pytest.mark.parametrize("kind", ["specs", "suites/exam"])
-def test_a_damaged_spec_or_suite_of_the_root_makes_files_wait_and_names_it(gates: Gates, kind: str) -> None:
+@pytest.mark.parametrize("damage", ["cut", "a folder"])
+def test_a_damaged_spec_or_suite_of_the_root_makes_files_wait_and_names_it(
+    gates: Gates, kind: str, damage: str
+) -> None:
     folder = gates.workspace.root / "config" / kind
     folder.mkdir(parents=True)
     file = folder / ("mine.json" if kind == "specs" else "items.jsonl")
-    file.write_text("{")
+    file.write_text("{") if damage == "cut" else file.mkdir()
     claim = gates.claim(lines([chat()]))
     with pytest.raises(RootDamagedError) as caught:
         gates.run(claim)
-    assert caught.value.retryable and str(file) in caught.value.where
-    file.unlink()
+    assert caught.value.retryable and caught.value.fix
+    assert caught.value.where == str(file) + (":1:2" if damage == "cut" else "")
+    file.unlink() if damage == "cut" else file.rmdir()
     assert gates.run(claim).state == "queued"
+
+
+@pytest.mark.parametrize("columns", [5, ["prompt"], {"text": 5}])
+def test_a_spec_whose_columns_are_no_names_is_the_roots_fault_not_the_files(gates: Gates, columns: object) -> None:
+    folder = gates.workspace.root / "config" / "specs"
+    folder.mkdir(parents=True)
+    spec = json.loads((builtin_config() / "specs" / "completion_v1.json").read_text())
+    (folder / "mine.json").write_text(json.dumps(spec | {"columns": columns}))
+    with pytest.raises(RootDamagedError, match="columns are no map of names"):
+        gates.run(gates.claim(lines([chat()]), {"spec": "mine"}))
 
 
 @pytest.mark.parametrize(

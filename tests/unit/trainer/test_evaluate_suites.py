@@ -1,11 +1,13 @@
 """Suites: the shipped ones, ones a user adds, and the live one."""
 
+import errno
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from core.errors import ConfigError, JsonError, StorageError
+from core.errors import ConfigError, StorageError
 from core.paths import builtin_config
 from curriculum.generators.binary import OPERATIONS, draw
 from scripts import gsm8k_suite
@@ -90,7 +92,7 @@ def test_defaults_make_a_list_of_questions_a_primary_suite(suite):
 
 
 def test_an_item_with_half_a_character_is_refused_with_its_line(suite):
-    with pytest.raises(JsonError, match=r"items.jsonl:1: .*surrogate"):
+    with pytest.raises(ConfigError, match=r"items.jsonl:1: .*surrogate"):
         load_suite(suite([{**ITEM, "prompt": "\ud800"}]))
 
 
@@ -171,13 +173,33 @@ def test_another_metric_asks_something_else_so_nothing_scored_before_is_used(sui
 def test_a_line_that_is_no_json_object_is_refused(suite, line):
     folder = suite([ITEM])
     (folder / "items.jsonl").write_text(json.dumps(ITEM) + "\n" + line)
-    with pytest.raises(Exception, match=r"items\.jsonl:2"):
+    with pytest.raises(ConfigError, match=r"items\.jsonl:2(:2)?: ") as refused:
         load_suite(folder)
+    assert refused.value.fix
 
 
-def test_a_suite_without_items_file_is_a_storage_error(suite):
+@pytest.mark.parametrize("file", ["suite.json", "items.jsonl"])
+@pytest.mark.parametrize("what", ["missing", "a folder", "cut"])
+def test_a_damaged_suite_is_a_mistake_in_the_configuration_that_names_the_file(suite, file, what):
     folder = suite([ITEM])
-    (folder / "items.jsonl").unlink()
+    (folder / file).unlink()
+    if what == "a folder":
+        (folder / file).mkdir()
+    if what == "cut":
+        (folder / file).write_text('{"name": "ex')
+    with pytest.raises(ConfigError) as refused:
+        load_suite(folder)
+    assert refused.value.where == str(folder / file) + (":1:10" if what == "cut" else "")
+    assert refused.value.message.startswith("the suite is damaged: ")
+
+
+def test_a_disk_that_fails_is_not_the_suites_fault(suite, monkeypatch):
+    folder = suite([ITEM])
+
+    def fails(_path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", fails)
     with pytest.raises(StorageError):
         load_suite(folder)
 
