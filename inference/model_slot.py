@@ -215,7 +215,9 @@ def _losses(
     encoder: ChatEncoder, model: Model, canaries: Sequence[Canary]
 ) -> Generator[None, None, tuple[list[float], list[float]]]:
     """Losses of the canaries here and as judged; a row the judge cut short is left out, and long ones after others."""
-    losses, expected, read = [], [], 0
+    losses: list[float] = []
+    expected: list[float] = []
+    read = 0
     rows = [(encoder.encode_row(canary.row), canary) for canary in canaries]
     for encoded, canary in sorted(rows, key=lambda row: len(row[0].ids)):
         trained = encoded.mask.tolist()[1:]

@@ -22,7 +22,7 @@ from core.atomic import read_json, write_bytes, write_json
 from core.checkpoints import REPLAYED_EPOCH, TRAINED_ROWS_FILE, WEIGHTS_SUFFIX, Checkpoint
 from trainer.engine import Engine, random_state, restore_random_state
 from trainer.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_tensors, load_adapter
-from trainer.models.save import MODEL_WEIGHTS, disk_errors, load_weights, model_tensors
+from trainer.models.save import MODEL_WEIGHTS, disk_errors, load_weights, model_tensors, readable
 from trainer.state import Records, TrainState, state_from
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -116,12 +116,14 @@ def restore(engine: Engine, checkpoint: Checkpoint) -> None:
     A base without adapter weights leaves an adapted model as it is: the caller made it fresh.
 
     Raises:
-        CheckpointError: names or shapes are not this model's.
+        CheckpointError: a file is no safetensors, or names or shapes are not this model's.
     """
     folder, model = checkpoint.folder, engine.model
     if not isinstance(model, PeftModel):
         load_weights(model, folder)
     elif (folder / ADAPTER_WEIGHTS).exists():
         load_adapter(model, folder)
-    engine.load_optimizer_tensors(load_file(folder / OPTIMIZER_FILE))
-    restore_random_state(load_file(folder / RANDOM_FILE))
+    with readable(folder / OPTIMIZER_FILE):
+        engine.load_optimizer_tensors(load_file(folder / OPTIMIZER_FILE))
+    with readable(folder / RANDOM_FILE):
+        restore_random_state(load_file(folder / RANDOM_FILE))

@@ -87,13 +87,17 @@ TESTS = {
     "F1": "test_publish_chain:a_transfer_killed_halfway_shows_nothing_and_the_next_one_completes "
     "test_publish_chain:over_ssh_the_checkpoint_reaches_the_other_machine_and_a_foreign_host_key_stops_everything "
     "test_transport:ssh_asks_nobody_and_believes_known_hosts_only test_transport:each_failure_has_its_own_error "
+    "test_transport:a_connection_that_fails_is_tried_again_after_pauses_that_double "
+    "test_transport:what_no_second_try_can_mend_is_not_tried_again "
     "test_model_store:a_transfer_that_broke_off_is_no_verdict_on_the_checkpoint",
     "F2": "test_publish_chain:a_full_disk_on_the_serving_host_is_exit_4_with_both_sizes_and_nothing_is_left_behind",
     "F3": "test_serve_runners:no_damaged_bad_or_malicious_checkpoint_answers_anybody_or_runs_code "
     "test_model_store:every_single_bit_flip_and_truncation_is_noticed",
     "F4": "test_serve_runners:no_damaged_bad_or_malicious_checkpoint_answers_anybody_or_runs_code "
     "test_publish_chain:nothing_of_training_and_no_pickle_travels "
-    "test_model_store:fields_that_run_or_fetch_code_are_refused_even_with_a_right_manifest",
+    "test_model_store:fields_that_run_or_fetch_code_are_refused_even_with_a_right_manifest "
+    "test_foreign_checkpoints:files_and_fields_that_run_code_elsewhere_run_nothing_on_a_resume "
+    "test_foreign_checkpoints:a_pickle_under_one_of_our_own_names_is_refused_unread",
     "F5": "test_serve_runners:no_damaged_bad_or_malicious_checkpoint_answers_anybody_or_runs_code "
     "test_chat_templates:a_broken_or_hostile_template_is_replaced_and_says_why",
     "F6": "test_serve_runners:no_damaged_bad_or_malicious_checkpoint_answers_anybody_or_runs_code "
@@ -102,9 +106,12 @@ TESTS = {
     "F7": "test_publish_chain:streams_in_flight_finish_on_the_model_they_began_with_through_many_swaps",
     "F8": "test_publish_chain:publishing_what_serves_already_changes_nothing "
     "test_publish_chain:two_deployments_at_once_take_their_turns_and_a_rollback_to_what_is_gone_is_a_clear_no",
-    "F9": "test_publish_chain:a_server_restarts_on_current_and_falls_back_to_previous_when_current_is_broken",
+    "F9": "test_publish_chain:a_server_restarts_on_current_and_falls_back_to_previous_when_current_is_broken "
+    "test_publish_chain:"
+    "an_adapter_whose_base_served_as_a_whole_model_survives_a_restart_and_sends_its_base_once",
     "F10": "test_model_store:a_manifest_of_another_schema_is_refused",
     "F11": "test_serve_hostile:a_caller_that_leaves_stops_its_generation "
+    "test_scheduler:a_caller_that_has_left_costs_no_further_step_though_nobody_says_so "
     "test_serve_hostile:greedy_wishes_are_4xx_naming_the_field "
     "test_serve_hostile:broken_bodies_are_400_in_the_agreed_shape test_protocol:a_bad_field_is_a_400_that_names_it",
     "F12": "test_serve_hostile:a_flood_gets_503_with_retry_after_while_health_answers "

@@ -14,6 +14,7 @@ from typing import Any  # model configs are untyped
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
 
 from core.atomic import read_json, sha256_file, write_bytes
@@ -89,7 +90,7 @@ def load_causal_lm(source: str, dtype: torch.dtype | str = "auto", **quantized: 
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, use_safetensors=True, trust_remote_code=False, **quantized
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"the base model cannot be loaded: {reason}",

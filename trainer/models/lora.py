@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from core.atomic import read_json
 from core.errors import CheckpointError
 from trainer.config.dials import LORA_ALPHA_PER_RANK
+from trainer.models.save import readable
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -63,7 +64,9 @@ def load_adapter(model: PeftModel, folder: Path) -> None:
             where=str(folder),
             fix=f"--set trainer.lora_rank={saved_rank}, or another `run`",
         )
-    result: Any = set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS))
+    with readable(folder / ADAPTER_WEIGHTS):
+        tensors = load_file(folder / ADAPTER_WEIGHTS)
+    result: Any = set_peft_model_state_dict(model, tensors)
     missing = [name for name in result.missing_keys if "lora_" in name]
     if missing or result.unexpected_keys:
         raise CheckpointError(

@@ -46,15 +46,26 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return unique
 
 
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Reading safetensors: raises CheckpointError, naming the file, when it is none (a pickle, a page of HTML)."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"not a safetensors file: {error}", where=str(path), fix="restore the checkpoint's folder from a backup"
+        ) from error
+
+
 @torch.no_grad()
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Copy a checkpoint's weights into the model, in place.
 
     Raises:
-        CheckpointError: a weight is missing, unknown or of another shape.
+        CheckpointError: no safetensors file; a weight is missing, unknown or of another shape.
     """
-    own = model_tensors(model)
-    with safe_open(folder / MODEL_WEIGHTS, framework="pt") as file:
+    own, path = model_tensors(model), folder / MODEL_WEIGHTS
+    with readable(path), safe_open(path, framework="pt") as file:
         names = set(file.keys())
         if names != own.keys():
             odd = min(names ^ own.keys())

@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from core.checkpoints import Checkpoint
 from core.errors import ConfigError, MissingToolError, StorageError
 from core.hosts import Host
+from core.paths import Workspace
+from core.settings import load_settings
+from inference import publish
 from inference.canaries import canaries_of
 from inference.transport import HostKeyError, Target, TransferError, require_tools, rsync_argv, send, ssh_command
 
@@ -90,6 +94,45 @@ def test_without_the_tool_the_fix_names_the_package(monkeypatch: pytest.MonkeyPa
     with pytest.raises(MissingToolError, match="rsync") as caught:
         require_tools(Target("/srv", HOST))
     assert "apt-get install rsync" in caught.value.fix
+
+
+def publisher(root: Path, monkeypatch: pytest.MonkeyPatch, outcomes: list[Exception | None]) -> list[float]:
+    """Send one checkpoint with these outcomes of its transfers. Returns the pauses; raises what the publisher does."""
+    (root / "config.json").write_text("{}")
+    workspace = Workspace(root)
+    pauses: list[float] = []
+
+    def fake_send(*_: object) -> None:
+        outcome = outcomes.pop(0)
+        if outcome is not None:
+            raise outcome
+
+    monkeypatch.setattr(publish, "send", fake_send)
+    monkeypatch.setattr(publish.time, "sleep", pauses.append)
+    checkpoint = Checkpoint(root, {"id": "1-aaaaaaaaaaaa", "files": {}})
+    publish.Publisher(workspace, load_settings(workspace, env={}))._send_with_back_off(checkpoint, None, [])
+    return pauses
+
+
+def test_a_connection_that_fails_is_tried_again_after_pauses_that_double(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = [TransferError("connection reset"), TransferError("connection reset")]
+    assert publisher(tmp_path, monkeypatch, [*broken, None]) == [0.5, 1.0]
+    outcomes: list[Exception | None] = [TransferError(f"attempt {number}") for number in range(9)]
+    with pytest.raises(TransferError, match="attempt 3"):
+        publisher(tmp_path, monkeypatch, outcomes)
+    assert len(outcomes) == 5
+
+
+@pytest.mark.parametrize("final", [HostKeyError("another key"), StorageError("full"), ConfigError("no key")])
+def test_what_no_second_try_can_mend_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, final: Exception
+) -> None:
+    outcomes: list[Exception | None] = [final, None]
+    with pytest.raises(type(final)):
+        publisher(tmp_path, monkeypatch, outcomes)
+    assert outcomes == [None]
 
 
 def test_canaries_are_the_first_rows_with_a_finite_loss(tmp_path: Path) -> None:
