@@ -28,6 +28,7 @@ from core.settings import Settings
 _TICK_S = 0.1
 _PORT_WAIT_S = 5.0  # an earlier instance that is ending lets go within it
 _DAEMON_GRACE_S = 300.0  # the step, the commit of a large model and its fsync
+_STREAMS_GRACE_S = 40.0  # the inference server lets streams finish for 30 of them, then writes out what it has
 _SERVER_GRACE_S = 120.0  # how long --exit-when-idle waits for a server that is loading its first model
 _FINAL_CODES = (UsageError.exit_code, AlreadyRunningError.exit_code, StorageError.exit_code)
 
@@ -106,7 +107,7 @@ def child_specs(workspace: Workspace, environment: dict[str, str], daemon_option
 
     def spec(name: str, module: str, restart: Restart, output: Path | None, *options: str) -> ChildSpec:
         argv = (sys.executable, "-m", module, "--root", str(workspace.root), *options)
-        grace_s = _DAEMON_GRACE_S if output is None else 20.0
+        grace_s = _DAEMON_GRACE_S if output is None else _STREAMS_GRACE_S
         shared = {**SHARED_CPU, **environment}
         return ChildSpec(name, argv, restart, shared, output=output, stop_grace_s=grace_s, fatal_after=None)
 
