@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any, Literal
 import openai
 import pydantic
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
+from core.chat_templates import ChatEncoder
 from core.services import ServiceClient
 from serving_rig import ServerProcess, place, ready_root, running
 
@@ -88,6 +92,33 @@ def test_stop_strings_cut_across_token_boundaries_the_same_streamed_or_not(clien
         assert (answer.message.content, answer.finish_reason) == (expected, "stop")
         parts = list(client.chat.completions.create(stream=True, **asked))
         assert "".join(c.choices[0].delta.content or "" for c in parts) == expected
+
+
+@torch.inference_mode()
+def penalized(folder: Path, prompt: list[int], presence: float, frequency: float, tokens: int) -> str:
+    """Greedy text by OpenAI's formula: logit[j] -= count[j] * frequency + (count[j] > 0) * presence, over what was
+    generated so far; end tokens are forbidden."""
+    model, codec = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), ChatEncoder.from_folder(folder)
+    made: list[int] = []
+    for _ in range(tokens):
+        logits_V = model(torch.tensor([prompt + made])).logits[0, -1]
+        for token, count in Counter(made).items():
+            logits_V[token] -= count * frequency + presence
+        logits_V[list(codec.eos_ids)] = -torch.inf
+        made.append(int(logits_V.argmax()))
+    return codec.decode(made)
+
+
+@pytest.mark.parametrize(("presence", "frequency"), [(0, 0), (2, 0), (0, 2), (-2, 0), (0.5, -1.5), (1, 1)])
+def test_penalties_change_the_text_as_openai_defines_them(
+    client: openai.OpenAI, server: ServerProcess, serving: str, presence: float, frequency: float
+) -> None:
+    folder = server.workspace.root / "served" / serving
+    prompt = [40, 41, 42, 41, 40]
+    bias = {str(token): -100 for token in ChatEncoder.from_folder(folder).eos_ids}
+    fields: Any = {"presence_penalty": presence, "frequency_penalty": frequency, "logit_bias": bias}
+    answer = client.completions.create(model="dropforge", prompt=prompt, temperature=0, max_tokens=30, **fields)
+    assert answer.choices[0].text == penalized(folder, prompt, presence, frequency, 30)
 
 
 def test_the_same_seed_gives_the_same_text_and_n_gives_different_choices(client: openai.OpenAI) -> None:
