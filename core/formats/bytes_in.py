@@ -68,18 +68,27 @@ def check_magic(path: Path, expected: str | None) -> None:
     """
     with path.open("rb") as file:
         head = file.read(256)
-    found, encoding = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None), "utf-16"
+    found = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
+    encoding: str | None = "utf-16" if found == "UTF-16" else None
     if found is None and expected is None and head.count(0) * 3 > len(head) > 3:
-        found = "UTF-16 or binary"
-        encoding = "utf-16be" if head[0] == 0 else "utf-16le"  # no byte order mark tells
+        encoding = _utf16_without_mark(head)
+        found = "UTF-16" if encoding else "binary (NUL bytes)"
     if found == expected or not head:
         return
     if expected is None:
         text = f"the file is {found}, not UTF-8 text"
-        fix = reencode(encoding) if "UTF-16" in str(found) else "give it the suffix of what it is, or convert it"
+        fix = reencode(encoding) if encoding else "copy it again, or give it the suffix of what it is"
         raise FormatError(RowProblem("bad_encoding", text, fix=fix))
     text = f"the file is {found}, not {expected}" if found else f"the file is not {expected}, as its name says"
     raise FormatError(RowProblem("bad_encoding", text, fix="give it the suffix of what it is, or write it again"))
+
+
+def _utf16_without_mark(head: bytes) -> str | None:
+    """Which UTF-16 it is by where the zeros stand: before each Latin letter, or after it. None: neither."""
+    before, after = head[::2].count(0), head[1::2].count(0)
+    if min(before, after) * 10 > max(before, after):
+        return None
+    return "utf-16be" if before > after else "utf-16le"
 
 
 def _bounded(pieces: Iterator[tuple[int, bytes]]) -> Iterator[bytes]:

@@ -5,6 +5,7 @@ Effects  none; record batches of 256 rows, memory bounded by one batch and one r
 """
 
 import importlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any  # pyarrow has no types
@@ -100,11 +101,25 @@ def _as_json(row: dict[str, Any]) -> Value:  # any column type
     """A row as JSON has it; columns that are null are left out, as they would be in JSON Lines."""
     present = {name: value for name, value in row.items() if value is not None}
     try:
-        return parse_row(
-            orjson.dumps(present, option=orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS)
-        )
+        text = orjson.dumps(present, option=orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS)
+        if b"null" in text and (place := _not_finite("$", present)):  # orjson writes null for NaN
+            return RowProblem("bad_json", "a number is NaN or infinite", None, place, "write null, or leave it out")
+        return parse_row(text)
     except (TypeError, ValueError) as error:
         return RowProblem("spec_mismatch", f"a value that JSON cannot hold: {error}", fix="convert the column to text")
+
+
+def _not_finite(path: str, value: object) -> str | None:
+    """Where the first NaN or infinity stands in a row; None when there is none."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else path
+    if isinstance(value, dict):
+        inner = [(f"{path}.{name}", part) for name, part in value.items()]
+    elif isinstance(value, list):
+        inner = [(f"{path}[{index}]", part) for index, part in enumerate(value)]
+    else:
+        return None
+    return next((place for at, part in inner if (place := _not_finite(at, part))), None)
 
 
 def footer_stats(path: Path) -> dict[str, object]:

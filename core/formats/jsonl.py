@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from core.formats.bytes_in import Unpack, file_chunks
 from core.formats.rows import MAX_ROW_BYTES, Batch, Notes, RowProblem, Value
-from core.formats.strict_json import parse_row, parse_rows
+from core.formats.strict_json import INCOMPLETE, MID_CHARACTER, UNCLOSED, parse_row, parse_rows
 
 _FEW = 4  # lines of a doubtful block that are looked at one by one
 _BLANKS = b" \t\r"
@@ -149,8 +149,8 @@ def _parse_plain(block: bytes) -> list[Value]:
 
 def _explain_cut(value: Value, line: int) -> Value:
     """A last line that stops in the middle is most likely a broken transfer: say so."""
-    if not isinstance(value, RowProblem) or value.code != "bad_json" or value.field == "$":
-        return value  # "$": it is whole, but no object
+    if not isinstance(value, RowProblem) or not value.message.endswith((INCOMPLETE, UNCLOSED, MID_CHARACTER)):
+        return value
     cut = f"line {line} is incomplete: was the transfer cut? ({value.message})"
     return replace(value, message=cut, fix="copy the whole file again")
 

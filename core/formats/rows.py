@@ -84,14 +84,18 @@ class Notes:
 
 
 class FormatError(DataError):
-    """A file as a whole is not what its name says, or cannot be unpacked. `problem` has the contract's code."""
+    """A file as a whole is not what its name says, or cannot be unpacked. `problem` has the contract's code.
+
+    Attributes:
+        line: where reading ended, when that is known.
+    """
 
     code = 1020
     slug = "bad_format"
 
-    def __init__(self, problem: RowProblem) -> None:
-        super().__init__(problem.message, fix=problem.fix or "")
-        self.problem = problem
+    def __init__(self, problem: RowProblem, line: int | None = None) -> None:
+        super().__init__(problem.message, where=f"line {line}" if line else "", fix=problem.fix or "")
+        self.problem, self.line = problem, line
 
 
 class RowReader(Protocol):

@@ -16,6 +16,9 @@ import orjson
 from core.formats.rows import LATIN1_FIX, RowProblem
 
 MAX_DEPTH = 64
+# How a row ends that was cut off.
+INCOMPLETE, UNCLOSED, MID_CHARACTER = "the row is incomplete", "a text is not closed", "ends within a character"
+CR_ALONE, CR_FIX = "its lines end in CR alone, not in LF", "tr '\\r' '\\n' < NAME > NEW"
 _MAX_INT_DIGITS = 20
 _INT_MIN, _INT_MAX = -(2**63), 2**64 - 1
 _DIGITS_ONLY = bytes(ord("0") if chr(byte).isascii() and chr(byte).isdigit() else ord(" ") for byte in range(256))
@@ -23,6 +26,7 @@ _LONG_DIGITS = b"0" * 19
 _STRIDE = 9
 _BACKSLASH, _U = ord("\\"), ord("u")
 _QUOTE, _BRACE, _LINE_FEED, _ZERO, _TWO = ord('"'), ord("{"), ord("\n"), ord("0"), ord("2")
+_BEGUN = re.compile(r"-|\.|[eE][+-]?|t(ru?)?|f(a(ls?)?)?|n(ul?)?|u[0-9a-fA-F]{0,4}|")  # a number, word or escape
 _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
 
 
@@ -111,6 +115,8 @@ def explain(raw: bytes) -> RowProblem | None:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         at = error.start + 1
+        if error.reason == "unexpected end of data":
+            return RowProblem("bad_encoding", f"the row {MID_CHARACTER}", at, fix="copy the file again")
         return RowProblem("bad_encoding", f"not UTF-8 at byte {at} of the line", at, fix=LATIN1_FIX)
     depth = _depth(text)
     if depth > MAX_DEPTH:
@@ -132,13 +138,27 @@ def explain(raw: bytes) -> RowProblem | None:
     return _bad_text(value)
 
 
+def plain_words(error: json.JSONDecodeError) -> str:
+    """What the parser says, without the beginning of a place that it does not name."""
+    return UNCLOSED if error.msg.startswith("Unterminated") else error.msg.removesuffix(" at")
+
+
+def is_cut_off(text: str, error: json.JSONDecodeError) -> bool:
+    """Could the text be the beginning of good JSON?"""
+    return error.msg.startswith("Unterminated") or _BEGUN.fullmatch(text[error.pos :].strip()) is not None
+
+
 def _syntax(text: str, error: json.JSONDecodeError) -> RowProblem:
-    message, fix = f"not valid JSON: {error.msg}", None
+    message, fix = f"not valid JSON: {plain_words(error)}", None
     rest = text[error.pos :].lstrip()
-    if error.msg == "Extra data":
+    if error.msg == "Extra data" and "\r" in text[len(text[: error.pos].rstrip()) : error.pos]:
+        message, fix = CR_ALONE, CR_FIX
+    elif error.msg == "Extra data":
         message, fix = "two JSON values on one line", "write one object a line"
-    elif not rest:
-        message, fix = "the row is incomplete", "write each object on one line"
+    elif error.msg.startswith("Unterminated"):
+        message, fix = UNCLOSED, 'write the closing ", and line ends inside a text as \\n'
+    elif is_cut_off(text, error):
+        message, fix = INCOMPLETE, "write each object on one line"
     elif rest[0] in "}]" and text[: error.pos].rstrip().endswith(","):
         fix = "remove the trailing comma"
     elif rest[0] in "}]":

@@ -14,7 +14,7 @@ from pathlib import Path
 from core.formats.bytes_in import file_chunks
 from core.formats.records import RecordReader
 from core.formats.rows import LATIN1_FIX, MAX_ROW_BYTES, FormatError, Notes, RowProblem, Value
-from core.formats.strict_json import parse_row
+from core.formats.strict_json import CR_ALONE, CR_FIX, is_cut_off, parse_row, plain_words
 
 csv.field_size_limit(MAX_ROW_BYTES)
 _DELIMITERS = ",;\t|"
@@ -25,34 +25,37 @@ _TOO_LARGE = RowProblem("too_large", f"a row over {MAX_ROW_BYTES >> 20} MiB", fi
 def decoded(path: Path, notes: Notes) -> Iterator[str]:
     """The text of a file, piece by piece. Raises FormatError where it is not UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    read = 0
+    read, line = 0, 1
     for chunk in file_chunks(path, notes):
         try:
             yield decoder.decode(chunk)
         except UnicodeDecodeError as error:
-            raise _not_utf8(read + error.start) from error
+            at = read + len(chunk) - len(error.object) + error.start  # what it looked at may begin before the chunk
+            raise _not_utf8(at, line + error.object.count(b"\n", 0, error.start)) from error
         read += len(chunk)
+        line += chunk.count(b"\n")
     try:
         decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        raise _not_utf8(read) from error
+        raise _not_utf8(read, line) from error
 
 
-def _not_utf8(at: int) -> FormatError:
-    return FormatError(RowProblem("bad_encoding", f"not UTF-8 at byte {at}", fix=LATIN1_FIX))
+def _not_utf8(at: int, line: int) -> FormatError:
+    return FormatError(RowProblem("bad_encoding", f"not UTF-8 at byte {at}", fix=LATIN1_FIX), line)
 
 
 def text_lines(path: Path, notes: Notes) -> Iterator[str]:
     """Lines with their ends, split at LF only, each bounded. Raises FormatError."""
-    rest = ""
+    rest, number = "", 1
     for piece in decoded(path, notes):
         head, *lines = (rest + piece).split("\n")
         rest = head
         for line in lines:
             yield rest + "\n"
             rest = line
+        number += len(lines)
         if len(rest) > MAX_ROW_BYTES:
-            raise FormatError(_TOO_LARGE)
+            raise FormatError(_TOO_LARGE, number)
     if rest:
         yield rest
 
@@ -70,9 +73,7 @@ class JsonArrayReader(RecordReader):
                 buffer = body
                 if not opened and buffer:
                     if buffer[0] != "[":
-                        raise FormatError(
-                            RowProblem("bad_json", "the file is no JSON array", fix="use .jsonl for lines")
-                        )
+                        raise FormatError(_NO_ARRAY, line)
                     opened, buffer = True, buffer[1:]
                 elif opened and more and buffer[:1] == ",":
                     more, comma, buffer = False, True, buffer[1:]
@@ -88,7 +89,7 @@ class JsonArrayReader(RecordReader):
                         break
                     yield line, parse_row(buffer[:end].encode("utf-8", "surrogatepass"))
                     line, buffer, more, comma = line + buffer.count("\n", 0, end), buffer[end:], True, False
-        raise FormatError(RowProblem("bad_json", f"line {line}: the array is incomplete or has odd text in it"))
+        raise FormatError(RowProblem("bad_json", "the array is incomplete or has odd text in it"), line)
 
     def _pieces(self, notes: Notes) -> Iterator[str]:
         yield from decoded(self._path, notes)
@@ -103,16 +104,20 @@ def _element_end(decoder: json.JSONDecoder, buffer: str, line: int, *, last: boo
     """
     try:
         end = decoder.raw_decode(buffer)[1]
-    except (ValueError, RecursionError) as error:
+    except json.JSONDecodeError as error:
         if last or len(buffer) > MAX_ROW_BYTES:
-            reason: object = error
-            if isinstance(error, json.JSONDecodeError):
-                line, reason = line + error.lineno - 1, error.msg
-            fix = "remove the trailing comma" if buffer[0] == "]" else None
-            words = f"line {line}: an element of the array is not JSON: {reason}"
-            raise FormatError(RowProblem("bad_json", words, fix=fix)) from error
+            raise FormatError(_odd_element(buffer, error), line + error.lineno - 1) from error
         return None
+    except (ValueError, RecursionError) as error:
+        raise FormatError(RowProblem("bad_json", f"an element of the array is not JSON: {error}"), line) from error
     return end if last or end < len(buffer) else None
+
+
+def _odd_element(buffer: str, error: json.JSONDecodeError) -> RowProblem:
+    if is_cut_off(buffer, error):
+        return RowProblem("bad_json", "the array is incomplete: was the transfer cut?", fix="copy the whole file again")
+    fix = "remove the trailing comma" if buffer[0] == "]" else None
+    return RowProblem("bad_json", f"an element of the array is not JSON: {plain_words(error)}", fix=fix)
 
 
 class CsvReader(RecordReader):
@@ -132,21 +137,24 @@ class CsvReader(RecordReader):
                 if not fields:
                     notes.forgive("blank_line", line)
                 elif names is None:
-                    names = self._header(fields)
+                    names = self._header(fields, line)
                 else:
                     yield line, self._row(names, fields)
         except csv.Error as error:
-            raise FormatError(RowProblem("bad_json", f"line {rows.line_num}: not valid CSV: {error}")) from error
+            problem = RowProblem("bad_json", f"not valid CSV: {error}")
+            if "new-line character" in str(error):  # its words are for whoever opened the file
+                problem = RowProblem("bad_json", CR_ALONE, fix=CR_FIX)
+            raise FormatError(problem, max(rows.line_num, 1)) from error
 
-    def _header(self, fields: list[str]) -> list[str]:
+    def _header(self, fields: list[str], line: int) -> list[str]:
         other = next((mark for mark in _DELIMITERS if mark != self._delimiter and mark in fields[0]), None)
         if len(fields) == 1 and other is not None:
             message = f"the header line is separated by {other!r}, not by {self._delimiter!r}"
             fix = f"write it with {self._delimiter!r}" + (", or name it NAME.tsv" if other == "\t" else "")
-            raise FormatError(RowProblem("bad_json", message, fix=fix))
+            raise FormatError(RowProblem("bad_json", message, fix=fix), line)
         if len(set(fields)) < len(fields) or not all(name.strip() for name in fields):
             message = f"the header line has empty or repeated names: {', '.join(fields)[:100]}"
-            raise FormatError(RowProblem("bad_json", message, fix="name every column once in the first line"))
+            raise FormatError(RowProblem("bad_json", message, fix="name every column once in the first line"), line)
         return fields
 
     @staticmethod
@@ -172,7 +180,7 @@ class TextReader(RecordReader):
                 size += len(line)
                 block.append(line)
                 if size > MAX_ROW_BYTES:
-                    raise FormatError(_TOO_LARGE)
+                    raise FormatError(_TOO_LARGE, begins)
             elif block:
                 yield begins, self._block(block)
                 block, size, begins = [], 0, 0

@@ -90,7 +90,7 @@ class Inspection:
             self.issues.error(stop.problem, stop.line, foremost=stop.problem.code == "spec_unknown")
         except FormatError as error:
             self.sha256 = self.sha256 or sha256_file(self._path)
-            self.issues.error(error.problem)
+            self.issues.error(error.problem, error.line)
         finally:
             if collecting:
                 gc.enable()

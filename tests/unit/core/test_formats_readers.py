@@ -185,7 +185,55 @@ def test_an_array_with_a_comma_before_its_end_is_refused_with_the_line(tmp_path:
     with pytest.raises(FormatError) as refused:
         values(path)
     assert refused.value.problem.fix == "remove the trailing comma"
-    assert refused.value.problem.message.startswith(f"line {2 + end[:-1].count(chr(10))}: ")
+    assert refused.value.line == 2 + end[:-1].count("\n")
+
+
+def test_what_stops_the_reading_of_a_whole_file_stands_in_the_verdict_with_its_line(tmp_path: Path) -> None:
+    spoilt = {
+        "quote.csv": (b'prompt,completion\na,b\n"c"x,d\n', 3),
+        "header.csv": (b"\nprompt,prompt\na,b\n", 2),
+        "latin1.csv": (b"\xef\xbb\xbfprompt,completion\na,b\nc,caf\xe9\n", 3),
+        "latin1.txt": (b"a\n\n" + b"x" * 65_533 + b"\xc3\xe9\n", 3),
+        "comma.json": (b'[{"text": "a"},\n\n,]', 3),
+        "cr.csv": (b"prompt,completion\ra,b\r", 1),
+        "cut.json": (b'[{"text": "a"},\n{"text": "b', 2),
+        "no_array.json": (b'\n{"text": "a"}', 2),
+        "after.json": (b'[{"text": "a"}\n] x', 2),
+    }
+    for name, (content, line) in spoilt.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        result = SpecValidator(DATASET_SPECS).validate_job({"dataset": path, "spec": "prompt_completion_v1"}, None)
+        assert (result.ok, result.line) == (False, line), name
+        assert ("CR alone" in result.message) == (name == "cr.csv")
+        assert result.message.startswith(f"line {line}: ") and result.message.count("line ") <= 2, name
+        if name.startswith("latin1"):
+            at = int(result.message.rpartition("byte ")[2].split(" ")[0])
+            assert content[at : at + 1] in (b"\xe9", b"\xc3"), name
+
+
+def test_an_array_that_was_cut_off_is_called_a_cut_transfer(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    whole = '[{"text": "a"}, {"text": "b", "id": tr'
+    for end in range(17, len(whole) + 1):
+        path.write_text(whole[:end])
+        result = judged(path)
+        assert not result.ok and ("was the transfer cut?" in result.message or "incomplete" in result.message), end
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow", ".feather"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_number_that_json_lacks_is_refused_in_columns_as_in_lines(tmp_path: Path, suffix: str, number: float) -> None:
+    path = tmp_path / f"x{suffix}"
+    table = pa.table({"text": ["null", "b"], "metadata": [{"s": [1.0, None]}, {"s": [2.0, number]}]})
+    if suffix == ".parquet":
+        pyarrow.parquet.write_table(table, path)
+    else:
+        with pa.ipc.new_file(path, table.schema) as file:
+            file.write_table(table)
+    good, bad = values(path)
+    assert good["metadata"] == {"s": [1.0, None]}
+    assert isinstance(bad, RowProblem) and (bad.code, bad.field) == ("bad_json", "$.metadata.s[1]")
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])

@@ -130,6 +130,33 @@ def test_a_broken_off_transfer_is_called_one(gates: Gates) -> None:
     assert "line 3 is incomplete: was the transfer cut?" in verdict["message"]
 
 
+@pytest.mark.parametrize("text", ["caf\u00e9", "\\u00e9", "true"])
+def test_wherever_a_last_line_breaks_off_it_is_called_a_broken_transfer(gates: Gates, text: str) -> None:
+    row = f'{{"text": "{text}", "more": [true, null, -1.5e+3]'.encode()
+    for end in range(1, len(row) + 1):
+        _, verdict = gates.drop(b'{"text": "a"}\n' + row[:end], {"spec": "completion_v1"})
+        assert verdict["line"] == 2 and "was the transfer cut?" in verdict["message"], row[:end]
+
+
+@pytest.mark.parametrize(
+    ("content", "message", "fix"),
+    [
+        (b"\0" * 5_000, "the file is binary (NUL bytes)", "copy it again"),
+        (b'{"text": "a"}\r{"text": "b"}\r', "its lines end in CR alone", "tr '\\r' '\\n' < NAME > NEW"),
+        (b'{"text": "a"}\n{"text": "b}\n', "line 2: a text is not closed", 'write the closing "'),
+        (b'{"text": "a"}\n{"text": "a\tb"}\n', "line 2: not valid JSON: Invalid control character", "\\t"),
+        (b"{'text': 'a'}", "single quotes", "double quotes"),
+    ],
+)
+def test_a_damaged_file_is_told_what_it_is_and_no_cure_for_something_else(
+    gates: Gates, content: bytes, message: str, fix: str
+) -> None:
+    _, verdict = gates.drop(content)
+    assert message in verdict["message"] and not verdict["message"].endswith(" at")
+    assert "transfer" not in verdict["message"] and "iconv" not in verdict["fix"]
+    assert fix in verdict["fix"]
+
+
 def test_bom_crlf_and_a_missing_last_line_end_are_forgiven_and_noted(gates: Gates) -> None:
     text = "\ufeff" + lines([chat(1), chat(2)]).replace("\n", "\r\n").removesuffix("\r\n")
     folder, verdict = gates.drop(text)
