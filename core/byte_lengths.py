@@ -5,9 +5,8 @@ number of bytes, so offsets are a running sum; a sum that misses the length of t
 (normalised, stripped), and it is encoded the slow way.
 """
 
-import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any  # the tokenizer's own JSON
 
 import numpy as np
@@ -31,9 +30,12 @@ class ByteLengths:
         return len(text) // (self._longest * shrinks)
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer) -> "ByteLengths | None":
-        """Measure a vocabulary; None when the tokenizer is not plainly byte-level."""
-        doc: dict[str, Any] = json.loads(tokenizer.to_str())
+    def of(cls, tokenizer: Tokenizer, doc: Mapping[str, Any]) -> "ByteLengths | None":
+        """Measure a vocabulary; None when the tokenizer is not plainly byte-level.
+
+        Args:
+            doc: its tokenizer.json.
+        """
         normalizer = (doc.get("normalizer") or {}).get("type")
         if doc["model"].get("type") != "BPE" or normalizer not in (None, "NFC") or not _is_byte_level(doc):
             return None
@@ -80,7 +82,7 @@ class ByteLengths:
         return -1 if self._normalizes and not unicodedata.is_normalized("NFC", text) else len(text.encode())
 
 
-def _is_byte_level(doc: dict[str, Any]) -> bool:
+def _is_byte_level(doc: Mapping[str, Any]) -> bool:
     splitter = doc.get("pre_tokenizer") or {}
     parts = splitter.get("pretokenizers") or [splitter]
     known = all(part.get("type") in ("ByteLevel", "Split", "Digits") for part in parts)

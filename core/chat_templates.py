@@ -16,7 +16,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any  # tokenizers of two libraries; JSON documents
 
@@ -28,6 +27,7 @@ from core.byte_lengths import ByteLengths, Span
 from core.chatml import TurnMarks, chatml_template, render_chatml
 from core.errors import ModelError
 from core.jinja_sandbox import ChatTemplate, Message, TemplateRefusedError, unmark, unused_characters
+from core.pieces import ID_BYTES, Pieces, as_bytes
 from core.tokenizer_files import SpecialTokens, TokenizerFiles
 
 _VERSION = "labels.v1"  # part of every fingerprint: change it when ids or masks change
@@ -37,7 +37,6 @@ _PROBE: tuple[Message, ...] = (
     {"role": "user", "content": "second question"},
     {"role": "assistant", "content": "second answer"},
 )
-
 _MAX_TURNS = 512  # every answer of a template without marks is rendered again with all that stands before it
 TrainingRow = Mapping[str, Any]  # {"messages": [...]} or {"text": ...}
 
@@ -61,11 +60,13 @@ class _Rendered:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Rows on their way through `ChatEncoder.encode_rows`. `plain`: the texts that the tokenizer reads together."""
+    """Rows on their way through `ChatEncoder.encode_rows`. `ids`: of chats that quote no control token, as bytes;
+    None for those whose texts are `unread`, which the tokenizer reads together."""
 
     rows: Sequence[TrainingRow]
     rendered: Sequence[_Rendered | None]
-    plain: list[str]
+    ids: Sequence[bytes | None]
+    unread: list[str]
 
 
 class ChatEncoder:
@@ -81,7 +82,9 @@ class ChatEncoder:
         self._tokenizer = files.tokenizer
         self._special: SpecialTokens = files.special
         self._eos_extra = files.eos_ids
-        self._bytes = ByteLengths.of(files.tokenizer)
+        doc = json.loads(files.tokenizer.to_str())
+        self._bytes = ByteLengths.of(files.tokenizer, doc)
+        self._pieces = Pieces.of(files.tokenizer, doc) if self._bytes is not None else None
         self.template_source, self.replaced_reason = "own", None
         self.template, compiled = self._choose_template(files.template, configured)
         self._compiled = compiled
@@ -218,19 +221,23 @@ class ChatEncoder:
     def prepare(self, rows: Sequence[TrainingRow]) -> Prepared:
         """The first part of `encode_rows`: what the tokenizer is to read. Raises TemplateRefusedError."""
         rendered = [self._render_row(row) for row in rows]
-        return Prepared(rows, rendered, [one.text for one in rendered if one is not None and not one.quoted])
+        return Prepared(rows, rendered, *self._known([one.text for one in rendered if one and not one.quoted]))
+
+    def _known(self, texts: Sequence[str]) -> tuple[Sequence[bytes | None], list[str]]:
+        """The ids of texts that need no tokenizer, and the texts that need it, where None stands."""
+        ids = [None] * len(texts) if self._pieces is None else self._pieces.encode(texts)
+        return ids, [text for text, known in zip(texts, ids, strict=True) if known is None]
 
     def tokenize(self, prepared: Prepared) -> list[Encoding]:
-        """The second part, nearly all of the time; it leaves Python's lock to other threads."""
+        """The second part, which takes long; it leaves Python's lock to other threads."""
         # without offsets where the bytes of the tokens tell them: a fifth faster
-        encode = self._tokenizer.encode_batch if self._bytes is None else self._tokenizer.encode_batch_fast
-        encodings: list[Encoding] = encode(prepared.plain, add_special_tokens=False)
-        return encodings
+        encode: Any = self._tokenizer.encode_batch if self._bytes is None else self._tokenizer.encode_batch_fast
+        return list(encode(prepared.unread, add_special_tokens=False))
 
     def label(self, prepared: Prepared, encodings: Sequence[Encoding]) -> list[Encoded]:
         """The last part: ids and masks."""
-        plain = [one for one in prepared.rendered if one is not None and not one.quoted]
-        labelled = iter(self._label_many(plain, encodings))
+        plain = [one for one in prepared.rendered if one and not one.quoted]
+        labelled = iter(self._label_many(plain, prepared.ids, encodings))
         done: list[Encoded] = []
         for row, one in zip(prepared.rows, prepared.rendered, strict=True):
             if one is None:
@@ -243,7 +250,9 @@ class ChatEncoder:
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """How many tokens each text has by itself; the text of a control token counts as one."""
-        return [len(one.ids) for one in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        known, unread = self._known(texts)
+        read = iter(self._tokenizer.encode_batch_fast(unread, add_special_tokens=False))
+        return [len(next(read).ids) if ids is None else len(ids) // ID_BYTES for ids in known]
 
     def least_tokens(self, row: TrainingRow) -> int:
         """A row has at least so many tokens: tells a hopelessly long one without encoding it."""
@@ -252,12 +261,16 @@ class ChatEncoder:
         texts = [row["text"]] if "text" in row else [message["content"] for message in row["messages"]]
         return sum(self._bytes.least_tokens(text) for text in texts)
 
-    def _label_many(self, rendered: Sequence[_Rendered], encodings: Sequence[Encoding]) -> list[Encoded]:
+    def _label_many(
+        self, rendered: Sequence[_Rendered], known: Sequence[bytes | None], encodings: Sequence[Encoding]
+    ) -> list[Encoded]:
+        """Labels of chats: their ids as far as known, and the encodings of the others."""
         if self._bytes is None or not rendered:
             return [self._label(one, encoding) for one, encoding in zip(rendered, encodings, strict=True)]
-        lists = [encoding.ids for encoding in encodings]
-        counts = np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
-        ids = np.fromiter(chain.from_iterable(lists), dtype=np.int32, count=int(counts.sum()))
+        read = iter(encodings)
+        parts = [as_bytes(next(read).ids) if ids is None else ids for ids in known]
+        counts = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts)) // ID_BYTES
+        ids = np.frombuffer(bytearray().join(parts), dtype=np.int32)  # a bytearray: may be written to
         spans = [[span for span in one.spans if span[0] < span[1]] for one in rendered]
         mask, covered = self._bytes.masks([one.text for one in rendered], spans, ids, counts)
         stops = counts.cumsum().tolist()

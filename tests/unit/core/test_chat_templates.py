@@ -306,5 +306,5 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> list[ChatEncoder]:
     save(folder, LLAMA_MARKED)
     fast, slow = ChatEncoder.from_folder(folder), ChatEncoder.from_folder(folder)
     assert fast._bytes is not None
-    slow._bytes = None
+    slow._bytes = slow._pieces = None
     return [fast, slow]
