@@ -149,8 +149,7 @@ class Inspection:
     # -- layer 1 --------------------------------------------------------------------------------------------------
 
     def _note_misspelt_keys(self) -> None:
-        keys = self._sidecar.misspelt_keys()
-        if keys:
+        if keys := self._sidecar.misspelt_keys():
             told = ", ".join(f"{key!r} (did you mean {near!r}?)" for key, near in list(keys.items())[:MAX_EXAMPLES])
             self.issues.warn("sidecar_key_unknown", len(keys), message=f"keys of the sidecar are not read: {told}")
 
@@ -225,6 +224,8 @@ class Inspection:
             lines = [batch.lines[number - batch.first] for number in numbers]
             self._identify(draw, numbers, lines, canonical_rows(rows))
         self._take_notes()
+        if layer and self._sidecar.columns:
+            layer.warn_of_unseen(self.issues)
         self._too_few_fit = bool(layer and self._detected and layer.parsed and too_few_fit(layer.misfits, layer.parsed))
         return draw
 

@@ -4,7 +4,7 @@ A batch that is plainly good is checked by one call of the compiled schema; any 
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any  # rows are JSON
@@ -15,6 +15,7 @@ import orjson
 from core.formats import Batch, RowProblem
 from core.formats.rows import Value
 from core.validation.contamination import SuiteIndex
+from core.validation.result import MAX_EXAMPLES, Issues
 from core.validation.rows import (
     TrainingRow,
     canonical_json,
@@ -37,6 +38,7 @@ class LayerOne:
     Attributes:
         parsed: rows that were JSON objects so far.
         misfits: those of them that broke the schema.
+        unseen: columns of the file's own names that are to be renamed and that no row had so far.
     """
 
     spec: DatasetSpec
@@ -45,6 +47,10 @@ class LayerOne:
     grams: bool = True
     parsed: int = 0
     misfits: int = 0
+    unseen: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.unseen = set(self.columns.values())
 
     def canonical(self, batch: Batch) -> list[bytes] | None:
         """The canonical JSON of a batch's training rows when all of them are plainly good; None sends it to `check`."""
@@ -72,12 +78,21 @@ class LayerOne:
 
     def _renamed(self, row: Mapping[str, Any]) -> Mapping[str, Any] | RowProblem:
         """A row with our column names, unless one of them is given to a column and borne by another already."""
+        if self.unseen:
+            self.unseen.difference_update(row)
         renamed = rename_columns(row, self.columns)
         if len(renamed) == len(row):
             return renamed
         ours, theirs = next(pair for pair in self.columns.items() if {*pair} <= row.keys())
         message = f"not {self.spec.name}: {theirs!r} is to be {ours!r}, but the row has a column {ours!r} too"
         return RowProblem("spec_mismatch", message, None, f"$.{ours}", "remove or rename one of the two columns")
+
+    def warn_of_unseen(self, issues: Issues) -> None:
+        """A row may lack a column that is optional; when all of them do, its name in the sidecar is likely wrong."""
+        if self.unseen and self.parsed > self.misfits:
+            pairs = [f"{theirs!r} (as {ours!r})" for ours, theirs in self.columns.items() if theirs in self.unseen]
+            message = f"no row has these columns of the sidecar: {', '.join(pairs[:MAX_EXAMPLES])}"
+            issues.warn("sidecar_column_unknown", len(pairs), message=message)
 
     def _check_one(self, row: Mapping[str, Any]) -> Checked:
         self.parsed += 1

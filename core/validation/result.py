@@ -13,7 +13,14 @@ MAX_EXAMPLES = 10  # line numbers kept for each kind of issue
 SPEC_VALIDATOR = ("SpecValidator", "1.0.0")
 DATA_VALIDATOR = ("DataValidator", "1.0.0")
 VALIDATOR_VERSIONS: dict[str, str] = {SPEC_VALIDATOR[0]: SPEC_VALIDATOR[1], DATA_VALIDATOR[0]: DATA_VALIDATOR[1]}
-_SPEC_CODES = {"spec_unknown", "spec_mismatch", "sidecar_mismatch", "sidecar_key_unknown", "locked_field"}
+_SPEC_CODES = {
+    "locked_field",
+    "spec_unknown",
+    "spec_mismatch",
+    "sidecar_mismatch",
+    "sidecar_key_unknown",
+    "sidecar_column_unknown",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,6 +95,17 @@ def test_two_columns_can_change_their_names(gates: Gates) -> None:
     assert verdict["state"] == "queued"
 
 
+@pytest.mark.parametrize(("column", "found"), [("contxt", False), ("context", True)])
+def test_a_column_of_the_sidecar_that_no_row_has_is_a_warning_that_names_it(
+    gates: Gates, column: str, found: bool
+) -> None:
+    rows = [{"instruction": f"i {i}", "output": "o"} | ({"context": "c"} if found and i == 2 else {}) for i in range(3)]
+    _, verdict = gates.drop(lines(rows), {"spec": "alpaca_v1", "columns": {"input": column}})
+    assert verdict["state"] == "queued"
+    told = [issue["message"] for issue in verdict["issues"] if issue["code"] == "sidecar_column_unknown"]
+    assert told == ([] if found else ["no row has these columns of the sidecar: 'contxt' (as 'input')"])
+
+
 @pytest.mark.parametrize(("key", "near"), [("colums", "columns"), ("Spec", "spec"), ("priorty", "priority")])
 def test_a_misspelt_key_of_a_sidecar_is_a_warning_that_names_the_key_that_was_meant(
     gates: Gates, capsys: pytest.CaptureFixture[str], key: str, near: str
