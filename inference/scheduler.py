@@ -12,6 +12,7 @@ Effects  none on disk                                    Used by `app` (submit, 
 """
 
 import logging
+import queue
 import threading
 import time
 from collections import deque
@@ -25,7 +26,7 @@ from inference.generation import TILE_TOKENS, Chunk, Model, StepResult
 from inference.metrics import ServerMetrics
 from inference.pace import Budget, Pace
 from inference.sampling import RuleError, score_row
-from inference.ticket import Choice, Failure, Piece, PromptScores, Ticket
+from inference.ticket import Choice, Event, Failure, Piece, PromptScores, Ticket
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -52,6 +53,7 @@ class Scheduler:
         self._waiting: deque[Ticket] = deque()
         self._jobs: deque[_Job] = deque()
         self._active: list[Choice] = []
+        self._outbox: list[tuple[queue.SimpleQueue[Event], Event]] = []
         self._paces: dict[int, Pace] = {}
         self._stopping = False
         self._thread = threading.Thread(target=self.run, name="generation", daemon=True)
@@ -132,6 +134,7 @@ class Scheduler:
                 # The loop's edge: whatever went wrong belongs to requests, which are failed; the thread must live.
                 logger.exception("a generation step failed outside any model")
                 self._fail(list(self._active), "the server failed in this step")
+                self._hand_out()
 
     def _has_work(self) -> bool:
         return bool(self._active or self._waiting or self._jobs)
@@ -149,6 +152,13 @@ class Scheduler:
             self._step([choice for choice in choices if not choice.finished])
         self._active = [choice for choice in self._active if not choice.finished]
         self._metrics.load(len(self._active), len(self._waiting))
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Everything of a round at once: a handler woken earlier would hold Python's lock between two choices."""
+        for events, event in self._outbox:
+            events.put(event)
+        self._outbox.clear()
 
     def _drop_cancelled(self) -> None:
         with self._wake:
@@ -248,7 +258,8 @@ class Scheduler:
                 continue
             ticket.prompt_scores.extend(result.scores.get(chunk.context, []))
             if chunk.last:
-                ticket.events.put(PromptScores(ticket.prompt, tuple(ticket.prompt_scores[: len(ticket.prompt_ids)])))
+                scores = PromptScores(ticket.prompt, tuple(ticket.prompt_scores[: len(ticket.prompt_ids)]))
+                self._outbox.append((ticket.events, scores))
         for chunk in chunks:
             if chunk.last and readers[chunk.context].ticket.max_tokens == 0:
                 self._finish(readers[chunk.context], "length")
@@ -298,12 +309,12 @@ class Scheduler:
         place = choice.ticket.prompt * choice.ticket.n + choice.index
         piece = Piece(place, text, tuple(choice.unsent), reason, choice.produced)
         choice.unsent = []
-        choice.ticket.events.put(piece)
+        self._outbox.append((choice.ticket.events, piece))
 
     def _fail(self, choices: list[Choice], message: str, param: str | None = None) -> None:
         for choice in choices:
             if not choice.finished:
-                choice.ticket.events.put(Failure(message, param))
+                self._outbox.append((choice.ticket.events, Failure(message, param)))
                 self._metrics.finished("error")
                 self._close(choice)
 

@@ -53,17 +53,14 @@ class ThroughTransformers:
 
 
 class _Norm:
-    """RMS norm written out: F.rms_norm costs about 70 us a call on a CPU, this 15."""
+    """An RMSNorm of any of the plain decoders."""
 
-    def __init__(self, module: Any) -> None:  # an RMSNorm of any of the plain decoders
+    def __init__(self, module: Any) -> None:
         self._weight: torch.Tensor = module.weight
         self._eps: float = module.variance_epsilon
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        wide = x.float()
-        squares: torch.Tensor = torch.linalg.vecdot(wide, wide)
-        scale = squares.div_(wide.shape[-1]).add_(self._eps).rsqrt_().unsqueeze(-1)
-        return (wide * scale).to(x.dtype).mul_(self._weight)
+        return torch.nn.functional.rms_norm(x, (x.shape[-1],), self._weight, self._eps)
 
 
 class _Layer:
@@ -98,15 +95,20 @@ class PlainDecoder:
         self, ids_T: torch.Tensor, places_T: torch.Tensor, plan: StepPlan, rows_R: torch.Tensor
     ) -> torch.Tensor:
         x_TC = torch.nn.functional.embedding(ids_T, self._embed)
-        cos, sin = self._rotary(x_TC[None], places_T[None])
-        half = cos.shape[-1] // 2  # both halves of cos and sin are equal
-        turn = (cos[0, :, None, :half], sin[0, :, None, :half])
+        turn = self._turn(x_TC, places_T)
         for layer in self._layers:
             x_TC = layer.o.plus(self._attention(layer, layer.before(x_TC), turn, plan), x_TC)
             h_TC = layer.after(x_TC)
             x_TC = layer.down.plus(layer.up.times(h_TC, layer.gate.swish(h_TC)), x_TC)
         logits_RV: torch.Tensor = self._head(self._norm(x_TC[rows_R]))
         return logits_RV.float()
+
+    def _turn(self, x_TC: torch.Tensor, places_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines of the tokens' places, [T, 1, D]; the sines of the first half with their sign turned."""
+        cos, sin = self._rotary(x_TC[None], places_T[None])
+        signed = sin[0, :, None].clone()
+        signed[..., : sin.shape[-1] // 2].neg_()
+        return cos[0, :, None], signed
 
     def _attention(
         self, layer: _Layer, h_TC: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor], plan: StepPlan
@@ -129,7 +131,6 @@ class PlainDecoder:
         return out_TQD.reshape(tokens, -1)
 
 
-def _turned(x_TND: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def _turned(x_TND: torch.Tensor, cos_T1D: torch.Tensor, sin_T1D: torch.Tensor) -> torch.Tensor:
     """Rotary position embedding, the half-split form (arXiv:2104.09864 as Llama lays it out)."""
-    first, second = x_TND.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return torch.addcmul(x_TND * cos_T1D, x_TND.roll(x_TND.shape[-1] // 2, -1), sin_T1D)
