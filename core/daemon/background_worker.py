@@ -1,7 +1,8 @@
 """The process in which the gates run, seen from the daemon (arrow: intake).
 
 Starts   `python -m core.daemon.gate_worker`; requests and answers are JSON lines through its pipes
-Errors   a request on which the process dies comes back as WorkerDiedError; errors of the gates come back as they were
+Errors   a request on which the process dies comes back as WorkerDiedError, one that it dies before as
+         WorkerNotStartedError; errors of the gates come back as they were
 Effects  one child, killed by the kernel when the daemon ends, replaced when it dies; one reading thread a child
 """
 
@@ -24,10 +25,23 @@ from core.settings import Settings
 logger = logging.getLogger(__name__)
 
 MODULE = "core.daemon.gate_worker"
+READY_LINE = b"ready\n"  # the first line of a process that has loaded everything
 
 
 class WorkerDiedError(Exception):
     """The worker process ended (killed, out of memory, crashed) while this request was in work or waited."""
+
+
+class WorkerNotStartedError(ResourceError):
+    """The worker process ended before it could take a request: a package is missing or broken, or memory is short."""
+
+    code = 3024
+    slug = "gates_do_not_start"
+    retryable = True
+
+    def __init__(self) -> None:
+        fix = "its own words stand in the daemon's output; python -m core.daemon.gate_worker shows them again"
+        super().__init__("the process that checks files does not start", fix=fix)
 
 
 class GateBugError(Exception):
@@ -77,6 +91,7 @@ class BackgroundWorker:
         self._reader: threading.Thread | None = None
         self._answers: deque[bytes] = deque()
         self._running: deque[str] = deque()
+        self._ready = threading.Event()
         self._ended = threading.Event()
 
     def __len__(self) -> int:
@@ -105,7 +120,8 @@ class BackgroundWorker:
         while self._answers and self._running:
             finished.append(_finished(self._running.popleft(), self._answers.popleft()))
         if ended:
-            finished += [Finished(key, None, WorkerDiedError("it ended")) for key in self._running]
+            death = WorkerDiedError("it ended") if self._ready.is_set() else WorkerNotStartedError()
+            finished += [Finished(key, None, death) for key in self._running]
             self._bury()
         return finished
 
@@ -121,6 +137,7 @@ class BackgroundWorker:
 
     def _start(self) -> "subprocess.Popen[bytes]":
         self._ended.clear()
+        self._ready.clear()
         process = subprocess.Popen(
             guarded([sys.executable, "-m", self._module]),
             env=guarded_environment(),
@@ -138,6 +155,9 @@ class BackgroundWorker:
             rest = b""
             while piece := process.stdout.read(1 << 16):
                 *lines, rest = (rest + piece).split(b"\n")
+                if lines and not self._ready.is_set():
+                    lines.pop(0)
+                    self._ready.set()
                 self._answers.extend(lines)
                 self._wake()
         self._ended.set()

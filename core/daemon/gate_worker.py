@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any  # requests are JSON
 
 from core.atomic import fsync_tree
-from core.daemon.background_worker import error_document
+from core.daemon.background_worker import READY_LINE, error_document
 from core.daemon.pid_manager import die_with_parent
 from core.errors import DropforgeError
 from core.logs import setup_logging
@@ -32,6 +32,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # a stray print must not look like an answer
+    answers.write(READY_LINE)
     named = False
     for line in sys.stdin.buffer:
         request = json.loads(line)

@@ -11,7 +11,7 @@ import pytest
 
 from core.atomic import rename_durable
 from core.daemon import claims
-from core.daemon.background_worker import GateBugError, GateRequest
+from core.daemon.background_worker import GateBugError, GateRequest, WorkerNotStartedError
 from core.daemon.candidates import Settler, probe, scan
 from core.errors import StorageError
 from core.paths import Workspace, schema_file
@@ -102,7 +102,10 @@ def test_a_gate_that_raises_refuses_the_file(rig: IntakeRig) -> None:
     assert rig.rejected()[0].verdict()["code"] == "gate_error"
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left"), OSError(24, "Too many open files"), MemoryError()])
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left"), OSError(24, "Too many open files"), MemoryError(), WorkerNotStartedError()],
+)
 def test_a_machine_that_lacks_something_makes_the_file_wait(rig: IntakeRig, error: Exception) -> None:
     rig.worker.raises.append(error)
     rig.drop("a.jsonl")

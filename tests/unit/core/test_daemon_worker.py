@@ -12,6 +12,7 @@ from core.daemon.background_worker import (
     GateBugError,
     GateRequest,
     WorkerDiedError,
+    WorkerNotStartedError,
     error_document,
     error_from,
 )
@@ -22,6 +23,7 @@ from core.settings import load_settings
 # A worker whose gate answers by the name of the claim folder.
 FAKE = """
 import json, os, sys
+sys.stdout.write("ready\\n"); sys.stdout.flush()
 for line in sys.stdin.buffer:
     name = os.path.basename(json.loads(line)["folder"])
     if name == "die":
@@ -85,6 +87,18 @@ def test_a_death_is_told_for_all_that_waited_and_the_next_request_finds_a_new_pr
     assert collect(1)[0].result is not None
 
 
+def test_a_process_that_does_not_start_is_no_fault_of_the_files_that_waited(
+    tmp_path: Path, worker: BackgroundWorker, ask: Callable[[str], None], collect: Callable[..., list[Finished]]
+) -> None:
+    (tmp_path / "fake_gate_worker.py").write_text("import no_such_package\n")
+    for name in ("a", "b"):
+        ask(name)
+    assert [type(item.error) for item in collect(2)] == [WorkerNotStartedError, WorkerNotStartedError]
+    (tmp_path / "fake_gate_worker.py").write_text(FAKE)
+    ask("a")
+    assert collect(1)[0].result is not None
+
+
 def test_a_process_killed_while_idle_is_replaced_without_a_word(
     worker: BackgroundWorker, ask: Callable[[str], None], collect: Callable[..., list[Finished]]
 ) -> None:
@@ -100,6 +114,7 @@ def test_a_process_that_hangs_can_be_killed(
     worker: BackgroundWorker, ask: Callable[[str], None], collect: Callable[..., list[Finished]]
 ) -> None:
     ask("hang")
+    assert worker._ready.wait(10)
     worker.kill()
     assert isinstance(collect(1)[0].error, WorkerDiedError)
 
