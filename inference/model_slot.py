@@ -30,7 +30,7 @@ from trainer import profiles
 # Each of these tokens is one more step in front of the first answer: 16 of each took most of a deployment.
 _CANARY_TOKENS = 8
 _RIVAL_TOKENS = 4
-_MOST_CANARY_ROW_TOKENS = 1024  # of the judge's rows, the shortest first; they too are read before the swap
+_MOST_CANARY_ROW_TOKENS = 512  # of the judge's rows, the shortest first; they too are read before the swap
 _CANARY_CHAT = ({"role": "user", "content": "Say hello."},)
 # The judge ran the same weights with other kernels: far above rounding (1e-4 seen), far below what wrong weights give.
 _LOSS_TOLERANCE = 0.05

@@ -81,7 +81,7 @@ def test_one_wrong_canary_is_enough_and_one_the_judge_cut_short_is_left_out(stor
 
 def test_long_rows_of_the_judge_are_left_out_once_short_ones_were_read(stored: StoredCheckpoint) -> None:
     slot = load(stored)
-    long = Canary({"messages": [{"role": "user", "content": "word " * 600}, ROW["messages"][1]]}, 0.1)
+    long = Canary({"messages": [{"role": "user", "content": "word " * 400}, ROW["messages"][1]]}, 0.1)
     right = Canary(ROW, judged_loss(slot))
     assert gate(slot, long, right, right).canaries == 2
     with pytest.raises(GateFailedError, match="canary loss"):
