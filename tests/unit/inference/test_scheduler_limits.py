@@ -6,7 +6,7 @@ import weakref
 import numpy as np
 
 from inference.sampling import RuleError
-from inference.ticket import Failure
+from inference.ticket import Failure, Piece
 from scheduler_kit import FakeModel, drain, run, scheduler, text_of, ticket
 
 
@@ -86,6 +86,27 @@ def test_answers_without_a_limit_run_together_and_the_longest_ends_when_memory_d
     assert 0 < piece.completion_tokens < 90
     assert text_of(short) == "y" * 60
     assert not model.contexts
+
+
+def test_a_round_that_fails_outside_any_model_tells_its_requests_and_the_next_one_is_answered() -> None:
+    machine, model = scheduler(), FakeModel()
+    faults = iter([RuntimeError("no more room for metrics")])
+
+    def load(_running: int, _waiting: int) -> None:
+        if fault := next(faults, None):
+            raise fault
+
+    machine._metrics.load = load
+    unlucky = ticket(model, "abc", stream=True)
+    machine.submit(unlucky)
+    machine.start()
+    first, then = (unlucky.events.get(timeout=10) for _ in range(2))
+    assert isinstance(first, Piece)  # drawn before the fault
+    assert then == Failure("the server failed in this step")
+    lucky = ticket(model, "xyz")
+    machine.submit(lucky)
+    assert lucky.events.get(timeout=10).text == "zyx"
+    assert machine.stop(10)
 
 
 def test_other_models_have_memory_of_their_own() -> None:
