@@ -8,7 +8,6 @@ Used by  `dropforge submit`, generators
 
 import contextlib
 import hashlib
-import json
 import os
 import secrets
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from core.atomic import fsync_dir, rename_durable, storage_error, write_json
 from core.errors import UsageError
+from core.lineage import SidecarError, read_sidecar
 from core.paths import Workspace
 
 _CHUNK_BYTES = 1 << 20
@@ -91,15 +91,12 @@ def sidecar_beside(source: Path) -> dict[str, object]:
     """The producer's facts that lie beside a file to be dropped; empty without a sidecar.
 
     Raises:
-        UsageError: the sidecar is not a JSON object.
+        UsageError: the gates would refuse the sidecar.
     """
     path = source.with_name(source.name + _SIDECAR_SUFFIX)
-    with contextlib.suppress(FileNotFoundError):
-        try:
-            doc = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise UsageError(f"not JSON: {error}", where=str(path), fix="mend or remove the sidecar") from error
-        if not isinstance(doc, dict):
-            raise UsageError("not a JSON object", where=str(path), fix="mend or remove the sidecar")
-        return doc
-    return {}
+    try:
+        return dict(read_sidecar(path).doc)
+    except SidecarError as error:
+        raise UsageError(error.message, where=str(path), fix=error.fix or "mend or remove the sidecar") from error
+    except OSError as error:
+        raise storage_error(error, path) from error

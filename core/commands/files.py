@@ -5,6 +5,8 @@ Writes   inbox/, by core.drop          Units  seconds
 Errors   UsageError for a file that cannot be taken; exit 5 when a file was refused
 """
 
+import os
+import stat
 import time
 from pathlib import Path
 from typing import Any  # verdicts are JSON
@@ -15,10 +17,11 @@ from core.atomic import storage_error
 from core.commands.invocation import common_options, current, finish
 from core.commands.output import facts, say
 from core.commands.verdict_view import show_mask, show_verdict
+from core.daemon.candidates import why_ignored
 from core.drop import Dropped, drop, sidecar_beside
 from core.errors import AnswerNoError, UsageError
 from core.formats import SUFFIXES
-from core.job_queue import OUR_NAMES
+from core.job_queue import SIDECAR_SUFFIX
 from core.paths import Workspace, display_name
 from core.verdicts import job_ids, verdict_of
 
@@ -39,8 +42,7 @@ _files_argument = click.argument("files", metavar="FILE...", nargs=-1, required=
 def submit_command(files: tuple[Path, ...], spec: str | None, priority: str, generator: str | None, wait: bool) -> None:
     """Copy files into the inbox."""
     workspace = current().workspace()
-    for path in files:
-        _require_takeable(path)
+    files = _takeable(files)
     known = job_ids(workspace)
     told = _sidecar_facts(spec, priority, generator)
     dropped = [drop(workspace, path, priority=priority, sidecar=sidecar_beside(path) | told) for path in files]
@@ -72,6 +74,7 @@ def check_command(
     files: tuple[Path, ...], level: str | None, spec: str | None, show_mask: int, report: Path | None, stats: bool
 ) -> None:
     """Run both gates over files where they lie; nothing is moved (exit 5 when one is refused)."""
+    files = _takeable(files)
     if stats:
         _show_stats(files)
         return
@@ -81,8 +84,6 @@ def check_command(
 
     workspace = current().workspace()
     settings = current().settings(workspace)
-    for path in files:
-        _require_takeable(path)
     masks = max(show_mask, _MASKS_REPORTED if report is not None else 0)
     verdicts = [check_file(path, settings, workspace, level, spec, show_mask=masks) for path in files]
     if report is not None:
@@ -113,8 +114,6 @@ def _show_stats(files: tuple[Path, ...]) -> None:
     """What files say of themselves; no root and no tokenizer is needed."""
     from core.formats import file_stats  # loads numpy
 
-    for path in files:
-        _require_takeable(path)
     found = [file_stats(path) for path in files]
     current().show({"files": found}, lambda: _show_facts(found))
 
@@ -129,13 +128,30 @@ def _show_facts(found: list[dict[str, Any]]) -> None:
         facts([*plain, ("  columns", f"{len(columns)}: {', '.join(columns[:_COLUMNS_SHOWN])}{more}")])
 
 
+def _takeable(files: tuple[Path, ...]) -> tuple[Path, ...]:
+    """The files to look at: `FOLDER/*` names sidecars too, which are read with their files.
+
+    Raises:
+        UsageError: there is no such file, or the inbox would not take it.
+    """
+    beside = {path.with_name(path.name + SIDECAR_SUFFIX) for path in files}
+    wanted = tuple(path for path in files if path not in beside)
+    for path in wanted:
+        _require_takeable(path)
+    return wanted
+
+
 def _require_takeable(path: Path) -> None:
-    if not path.is_file():
-        raise UsageError("no such file", where=str(path), fix="name an existing file")
-    if path.name in OUR_NAMES:
-        raise UsageError("the inbox does not take this name: it is one of our own", where=str(path), fix="rename it")
-    if not path.name.endswith(tuple(SUFFIXES)) or path.name.startswith("."):
-        raise UsageError("the inbox does not take this name", where=str(path), fix=f"use {' or '.join(SUFFIXES)}")
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise UsageError("no such file", where=str(path), fix="name an existing file") from error
+    if path.name.endswith(SIDECAR_SUFFIX):
+        fix = f"name {display_name(path.name.removesuffix(SIDECAR_SUFFIX))}: its sidecar is read with it"
+        raise UsageError("this is a sidecar", where=str(path), fix=fix)
+    if reason := why_ignored(path.name, status, SUFFIXES):
+        fix = "rename it" if stat.S_ISREG(status.st_mode) else "name a file"
+        raise UsageError(f"the inbox does not take it: {reason}", where=str(path), fix=fix)
 
 
 def _sidecar_facts(spec: str | None, priority: str, generator: str | None) -> dict[str, object]:

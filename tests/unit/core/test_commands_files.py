@@ -1,6 +1,8 @@
 """submit, check, ask: files handed over whole, checked where they lie, and answers that name their checkpoint."""
 
 import json
+import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -42,11 +44,45 @@ def test_submit_writes_what_it_was_told_into_the_sidecar(workspace: Workspace, r
     }
 
 
-@pytest.mark.parametrize("name", ["absent.jsonl", "rows.doc", ".hidden.jsonl"])
-def test_submit_refuses_what_the_inbox_would_not_take(workspace: Workspace, tmp_path: Path, name: str) -> None:
-    if name != "absent.jsonl":
+@pytest.mark.parametrize("command", ["submit", "check"])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("absent.jsonl", "no such file"),
+        ("rows.doc", "suffix not known"),
+        (".hidden.jsonl", "a hidden name"),
+        ("verdict.json", "a file of our own"),
+        ("x.jsonl.rejected.jsonl", "our own name for rows set aside"),
+        ("x.jsonl.meta.json", "this is a sidecar"),
+        ("folder.jsonl", "a folder, not a regular file"),
+    ],
+)
+def test_what_the_inbox_would_not_take_is_refused_with_the_reason(
+    workspace: Workspace, tmp_path: Path, capsys: Capture, command: str, name: str, words: str
+) -> None:
+    if name == "folder.jsonl":
+        (tmp_path / name).mkdir()
+    elif name != "absent.jsonl":
         (tmp_path / name).write_text(GOOD)
-    assert main(["submit", str(tmp_path / name), "--root", str(workspace.root)]) == 2
+    assert main([command, str(tmp_path / name), "--root", str(workspace.root)]) == 2
+    assert re.search(words, capsys.readouterr().err)
+    assert [p for p in workspace.inbox.iterdir() if p.is_file()] == []
+
+
+def test_sidecars_named_with_their_files_are_read_with_them(workspace: Workspace, rows: Path, capsys: Capture) -> None:
+    sidecar = rows.with_name("rows.jsonl.meta.json")
+    sidecar.write_text('{"generator_id": "mine"}')
+    assert main(["check", "--json", str(sidecar), str(rows), "--root", str(workspace.root)]) == 0
+    assert [entry["file"] for entry in json.loads(capsys.readouterr().out)["files"]] == ["rows.jsonl"]
+    assert main(["submit", str(rows), str(sidecar), "--root", str(workspace.root)]) == 0
+    dropped = {p.name: p for p in workspace.inbox.iterdir() if p.is_file()}
+    assert sorted(dropped) == ["rows.jsonl", "rows.jsonl.meta.json"]
+    assert json.loads(dropped["rows.jsonl.meta.json"].read_text())["generator_id"] == "mine"
+
+
+def test_a_sidecar_that_the_gates_would_refuse_is_not_submitted(workspace: Workspace, rows: Path) -> None:
+    os.mkfifo(rows.with_name("rows.jsonl.meta.json"))
+    assert main(["submit", str(rows), "--root", str(workspace.root)]) == 2
     assert [p for p in workspace.inbox.iterdir() if p.is_file()] == []
 
 
