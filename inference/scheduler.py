@@ -134,7 +134,6 @@ class Scheduler:
                 # The loop's edge: whatever went wrong belongs to requests, which are failed; the thread must live.
                 logger.exception("a generation step failed outside any model")
                 self._fail(list(self._active), "the server failed in this step")
-                self._hand_out()
 
     def _has_work(self) -> bool:
         return bool(self._active or self._waiting or self._jobs)
