@@ -24,9 +24,10 @@ class Letters:
 
 
 class Machine:
-    """A scheduler that is alive and remembers who was cancelled."""
+    """A scheduler that is alive and remembers who was cancelled; and whether the caller is gone."""
 
     alive = True
+    gone = False
 
     def __init__(self) -> None:
         self.cancelled: list[Ticket] = []
@@ -59,15 +60,15 @@ def answer(machine: Machine, table: Table) -> Answer:
     ticket = Ticket(model, codec, [104, 105], sampling=Sampling(), max_tokens=5, stream=True)
     slot: Any = SimpleNamespace(id="7-aaaaaaaaaaaa", encoder=codec)
     fakes: Any = (machine, table)
-    return Answer(*fakes, slot, [ticket])
+    return Answer(*fakes, slot, [ticket], lambda: machine.gone)
 
 
 def asked() -> GenerationRequest:
     return chat_request({"messages": [{"role": "user", "content": "hi"}], "stream": True})
 
 
-def wire(answer: Answer, gone: bool = False) -> Iterator[bytes]:
-    return _stream(asked(), answer, answers.Shape(asked(), answer), lambda: gone)
+def wire(answer: Answer) -> Iterator[bytes]:
+    return _stream(asked(), answer, answers.Shape(asked(), answer))
 
 
 def piece(text: str, reason: str | None) -> Piece:
@@ -108,6 +109,7 @@ def test_when_the_caller_is_gone_the_stream_ends_and_its_choices_are_cancelled(
     answer: Answer, machine: Machine, table: Table
 ) -> None:
     threading.Timer(0.05, answer.tickets[0].events.put, [piece("more", None)]).start()
-    assert len(list(wire(answer, gone=True))) <= 2
+    machine.gone = True
+    assert len(list(wire(answer))) <= 2
     assert machine.cancelled == [*answer.tickets]
     assert table.released == 1
