@@ -15,6 +15,7 @@ from core.errors import ConfigError
 WAITING_LANES = ("high", "normal", "low")
 ENDED_LANES = ("done", "failed", "held")
 LANES = (*WAITING_LANES, "active", *ENDED_LANES)
+CLAIM_FOLDER = ".claim"  # in the inbox: files that are being checked
 
 
 def builtin_config() -> Path:
@@ -110,7 +111,7 @@ class Workspace:
 
     @property
     def claim_dir(self) -> Path:
-        return self.inbox / ".claim"
+        return self.inbox / CLAIM_FOLDER
 
     @property
     def rejected_dir(self) -> Path:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any  # verdicts are JSON documents of config/schemas/verdict.schema.json
 
 from core.atomic import read_json
-from core.errors import JsonError, NotFoundError, StorageError
-from core.job_queue import VERDICT_FILE, is_job_id, new_verdict
-from core.paths import LANES, WAITING_LANES, Workspace, display_name
+from core.errors import DataError, JsonError, NotFoundError, StorageError
+from core.job_queue import VERDICT_FILE, data_file_in, is_job_id, new_verdict
+from core.paths import CLAIM_FOLDER, LANES, WAITING_LANES, Workspace, display_name
 from core.status import read_status
 
 _SHORTEST_PART = 4  # characters of a job id that count as naming a job
@@ -145,12 +145,22 @@ def _folders(workspace: Workspace) -> list[tuple[Path, str | None]]:
     return found
 
 
+def _data_name(folder: Path) -> str:
+    try:
+        return display_name(data_file_in(folder).name)
+    except (DataError, OSError):  # it moves on at this moment, or a person has been at it
+        return "?"
+
+
 def _verdict(folder: Path, state: str | None) -> dict[str, Any]:
     try:
         verdict = read_json(folder / VERDICT_FILE)
     except (JsonError, StorageError) as error:
         fallback = folder.parent.name if state is None else state
-        verdict = new_verdict(job_id=folder.name, state=fallback, message=f"no readable verdict: {error.message}")
+        verdict = new_verdict(job_id=folder.name, state=fallback, file=_data_name(folder), code="unreadable")
+        verdict["message"] = f"no readable verdict: {error.message}"
+        if folder.parent.name == CLAIM_FOLDER:
+            verdict |= {"code": "checking", "message": "it is being checked, or waits for that"}
     if state is not None:
         verdict["state"] = state
     return verdict

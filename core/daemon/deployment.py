@@ -83,7 +83,7 @@ class DeploymentPoller:
             # It serves nothing for a moment; taken at its word it would be sent the base in place of what it loads.
             return (None, "it is still loading what it served last") if doc.get("starting") else (doc, None)
         except (OSError, ValueError) as error:
-            return None, f"{type(error).__name__}: {_short(error)}"
+            return None, _short(error)
 
 
 class DeploymentView:
@@ -163,4 +163,6 @@ def _ids(doc: dict[str, Any]) -> list[str]:
 
 
 def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    """Why it does not answer; the usual reason in two words, not in the library's three nested ones."""
+    text = " ".join(str(error).split())
+    return "connection refused" if "Connection refused" in text else f"{type(error).__name__}: {text}"[:200]

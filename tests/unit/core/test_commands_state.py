@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from core.cli import main
+from core.job_queue import new_job_id
 from core.paths import Workspace
 from sample_root import SampleRoot, stamp, working_day
 
@@ -104,8 +105,19 @@ def test_a_job_without_a_readable_verdict_is_shown_not_raised(sample: SampleRoot
     verdict = sample.job("failed")
     (sample.ws.lane("failed") / verdict["job_id"] / "verdict.json").write_text("{")
     (found,) = ask(capsys, sample, "jobs", verdict["job_id"])["jobs"]
-    assert found["state"] == "failed"
+    assert (found["state"], found["code"]) == ("failed", "unreadable")
     assert "no readable verdict" in found["message"]
+
+
+def test_a_file_that_is_being_checked_is_listed_by_its_name_and_not_as_good(
+    sample: SampleRoot, capsys: Capture
+) -> None:
+    folder = sample.ws.claim_dir / new_job_id(None)
+    folder.mkdir(parents=True)
+    (folder / "a\nb.jsonl").write_text("{}")
+    (found,) = ask(capsys, sample, "jobs", folder.name)["jobs"]
+    assert (found["file"], found["state"], found["code"]) == ("a\\x0ab.jsonl", "queued", "checking")
+    assert found["message"] == "it is being checked, or waits for that"
 
 
 def test_an_unknown_job_is_a_usage_error(sample: SampleRoot, capsys: Capture) -> None:

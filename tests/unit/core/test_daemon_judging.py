@@ -1,6 +1,7 @@
 """What is judged, what is published, in which order, and what a restart or a dead server changes."""
 
 import json
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any  # the server's answer is JSON
 
@@ -313,6 +314,13 @@ def test_what_waits_is_named_for_retention(rig: Rig) -> None:
     second = commit(rig.workspace, 20, [ended(JOB.format(2))])
     rig.tick()
     assert rig.judging.wanted() == {first.id, second.id}
+
+
+def test_a_server_that_does_not_run_is_said_to_refuse_the_connection_and_nothing_more() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        poller = DeploymentPoller(f"http://127.0.0.1:{unused.getsockname()[1]}", lambda: None)
+        assert poller._once() == (None, "connection refused")
 
 
 def test_a_server_that_is_still_loading_is_not_taken_for_an_empty_one(
