@@ -116,7 +116,8 @@ def lineage_command(wanted: str) -> None:
 
 def _show_lineage(doc: dict[str, Any]) -> None:
     if "checkpoint" in doc:
-        say(f"checkpoint {doc['checkpoint']} has seen {len(doc['files'])} files, in this order:")
+        count = len(doc["files"])
+        say(f"checkpoint {doc['checkpoint']} has seen {count} file{'s, in this order' if count != 1 else ''}:")
     else:
         say(f"file {doc['file']}:")
     rows = [

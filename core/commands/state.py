@@ -70,6 +70,8 @@ def _show_status(workspace: Workspace, doc: dict[str, Any]) -> None:
             ("serving", _serving_line(deployment)),
         ]
     )
+    if daemon.get("config_error"):
+        say(f"config   not taken, the last good one holds: {daemon['config_error']}")
     for ignored in daemon.get("ignored") or []:
         say(f"ignored  {_ignored_line(ignored)}")
     for name, child in (daemon.get("children") or {}).items():
@@ -126,10 +128,10 @@ def _training_line(training: dict[str, Any]) -> str | None:
     known = training.get("current_file") and isinstance(step, int) and isinstance(total, int) and step <= total
     if step is not None:
         parts.append(f"step {step} of {total}" if known else f"step {step}")
-    for name, unit in (("loss", ""), ("tokens_per_sec", " tokens/s"), ("eta_s", " s left")):
+    for name, words in (("loss", "loss {:.4g}"), ("tokens_per_sec", "{:,.0f} tokens/s"), ("eta_s", "{:,.0f} s left")):
         value = training.get(name)
         if isinstance(value, int | float) and (known or name != "eta_s"):
-            parts.append(f"{'loss ' if name == 'loss' else ''}{value:.4g}{unit}")
+            parts.append(words.format(value))
     return ", ".join(parts)
 
 

@@ -120,6 +120,26 @@ def test_a_file_that_is_being_checked_is_listed_by_its_name_and_not_as_good(
     assert found["message"] == "it is being checked, or waits for that"
 
 
+def test_status_says_that_an_edit_of_the_configuration_was_not_taken(sample: SampleRoot, capsys: Capture) -> None:
+    file = sample.ws.status_file("daemon.json")
+    doc = json.loads(file.read_text())
+    file.write_text(json.dumps(doc | {"config_error": "config.json:1:2: not valid JSON"}))
+    assert main(["status", "--root", str(sample.ws.root)]) == 0
+    shown = capsys.readouterr().out
+    assert "config   not taken, the last good one holds: config.json:1:2: not valid JSON" in shown
+    file.write_text(json.dumps(doc | {"config_error": None}))
+    assert main(["status", "--root", str(sample.ws.root)]) == 0
+    assert "config" not in capsys.readouterr().out
+
+
+def test_speed_and_time_left_are_written_as_people_write_numbers(sample: SampleRoot, capsys: Capture) -> None:
+    told = {"status": "training", "current_file": "a.jsonl", "current_step": 5, "total_steps": 9, "loss": 3.361492}
+    file = sample.ws.status_file("training_status.json")
+    file.write_text(json.dumps(told | {"tokens_per_sec": 10061.7, "eta_s": 12.9}))
+    assert main(["status", "--root", str(sample.ws.root)]) == 0
+    assert "training, a.jsonl, step 5 of 9, loss 3.361, 10,062 tokens/s, 13 s left" in capsys.readouterr().out
+
+
 def test_an_unknown_job_is_a_usage_error(sample: SampleRoot, capsys: Capture) -> None:
     assert ask(capsys, sample, "jobs", "20260101T000000000000Z-abcdef", code=2)["error"]["error"] == "not_found"
 
