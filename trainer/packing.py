@@ -1,11 +1,10 @@
 """Rows of one optimizer step become padding-free micro-batches (queue -> trainer, the last stretch before the model).
 
-Documents lie end to end in one sequence; positions restart at 0 in each, and `Layout` says which stretch is which
-          document, so
-that attention never crosses a boundary. Nothing here is padded except what attention itself needs: short documents of
-similar length form a group that attends as one small rectangle, a long document attends alone.
+Documents lie end to end in one sequence, longest first; positions restart at 0 in each, and `Layout` says which stretch
+is which document, so that attention never crosses a boundary. Nothing here is padded except inside attention itself,
+which takes documents in blocks of `BLOCK` tokens.
 
-Shapes   T tokens of a micro-batch, N trained positions of it, D documents of a group, L longest document of a group
+Shapes   T tokens of a micro-batch, N trained positions of it; P cells = T and what fills up the last blocks
 Units    lengths and budgets in tokens
 """
 
@@ -17,10 +16,8 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 
-# A document this long fills the attention kernel by itself; shorter ones share a call (docs/log.md, "Training").
-LONG_DOCUMENT_TOKENS = 192
-# A group takes the next shorter document while padding it costs less than another call: measured as well.
-SHORTEST_SHARE = 0.75
+# Tokens of a block in attention (trainer.causal_blocks, the times in docs/log.md, "Training").
+BLOCK = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,25 +29,18 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """Neighbouring documents that attend in one call, as a rectangle of D x L."""
-
-    start: int
-    stop: int
-    documents: int
-    longest: int
-    # Where each cell of the rectangle lies in [start, stop), and where each token lies in the rectangle; None: no
-    # padding.
-    into_rectangle: Ints | None
-    out_of_rectangle: Ints | None
-
-
-@dataclass(frozen=True, slots=True)
 class Layout:
-    """Which stretch of a micro-batch is which document."""
+    """Which stretch of a micro-batch is which document, and how attention cuts it into blocks.
+
+    Cells are tokens in the order of blocks: first those of every document's first block, then those of the second
+    block of all that have one, and so on. What fills up a document's last block repeats its last token, where causal
+    attention never lets a real position look.
+    """
 
     lengths: tuple[int, ...]
-    groups: tuple[Group, ...]
+    documents_in_row: tuple[int, ...]  # how many documents have a first block, a second one, ...
+    token_of_cell: Ints
+    cell_of_token: Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,30 +87,19 @@ def _micro_batch(rows: list[Row]) -> MicroBatch:
 
 
 def layout_of(lengths: Sequence[int]) -> Layout:
-    """Group documents, given longest first, for attention."""
-    groups: list[Group] = []
-    first = start = 0
-    while first < len(lengths):
-        last = first + 1
-        longest = lengths[first]
-        if longest < LONG_DOCUMENT_TOKENS:
-            while last < len(lengths) and lengths[last] >= longest * SHORTEST_SHARE:
-                last += 1
-        members = lengths[first:last]
-        groups.append(_group(start, members))
-        start += sum(members)
-        first = last
-    return Layout(tuple(lengths), tuple(groups))
-
-
-def _group(start: int, lengths: Sequence[int]) -> Group:
-    documents, longest, tokens = len(lengths), lengths[0], sum(lengths)
-    if tokens == documents * longest:
-        return Group(start, start + tokens, documents, longest, None, None)
+    """Cut documents, given longest first, into blocks for attention."""
     sizes = np.array(lengths)
     starts = np.cumsum(sizes) - sizes
-    column_L = np.arange(longest)
-    # A padding cell repeats the document's last token: causal attention never lets a real position look that far.
-    into_DL = starts[:, None] + np.minimum(column_L, sizes[:, None] - 1)
-    out_T = np.flatnonzero((column_L < sizes[:, None]).ravel())
-    return Group(start, start + tokens, documents, longest, into_DL.ravel(), out_T)
+    documents_in_row: list[int] = []
+    tokens, real = [], []
+    for begin in range(0, lengths[0], BLOCK):
+        documents = int((sizes > begin).sum())
+        place = np.arange(begin, begin + BLOCK)
+        last = sizes[:documents, None] - 1
+        documents_in_row.append(documents)
+        tokens.append((starts[:documents, None] + np.minimum(place, last)).ravel())
+        real.append((place <= last).ravel())
+    token_of_cell, cells = np.concatenate(tokens), np.flatnonzero(np.concatenate(real))
+    cell_of_token = np.empty(len(cells), np.int64)
+    cell_of_token[token_of_cell[cells]] = cells
+    return Layout(tuple(lengths), tuple(documents_in_row), token_of_cell, cell_of_token)

@@ -35,22 +35,22 @@ import torch
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from scripts.bench.train_peers import (
+    RANK,
     RATE,
     ROWS_A_STEP,
     Timed,
     hf_grouped,
+    hf_lora,
     hf_padded,
     hf_padded_bf16,
     trl_bfd,
     trl_bfd_bf16,
     trl_wrapped,
 )
-from trainer import packing
 from trainer.config.dials import Dials
 from trainer.config.precision import compute_dtype, faster_on_cpu
 from trainer.engine import Engine
 from trainer.models.lora import add_adapter
-from trainer.models.tiny import tiny_config
 from trainer.packing import Row, pack
 
 LONGEST = 1010
@@ -132,12 +132,8 @@ def ours_lora_fp32(model: PreTrainedModel, rows: list[Row]) -> Timed:
     return ours(adapted(model), rows, torch.float32)
 
 
-def hf_lora(model: PreTrainedModel, rows: list[Row]) -> Timed:
-    return hf_padded(adapted(model), rows)
-
-
 def adapted(model: PreTrainedModel) -> Any:
-    return add_adapter(model, rank=16, seed=0, base_folder=Path("base"))
+    return add_adapter(model, rank=RANK, seed=0, base_folder=Path("base"))
 
 
 CONTESTANTS: dict[str, Callable[[PreTrainedModel, list[Row]], Timed]] = {
@@ -253,28 +249,10 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
-def sweep_grouping(model_name: str, rounds: int) -> None:
-    """Time our loop with other limits for attending together: `trainer.packing`'s two constants."""
-    longest_rows = 56 if model_name == "tiny" else LONGEST
-    model = Qwen3ForCausalLM(tiny_config()) if model_name == "tiny" else make_model(model_name)
-    rows = [Row(row.ids[:longest_rows], row.mask[:longest_rows]) for row in make_rows(256, model.config.vocab_size, 0)]
-    settings = [(1, 1.0), (64, 0.75), (192, 0.5), (192, 0.75), (192, 0.9), (512, 0.75)]
-    found: dict[tuple[int, float], list[float]] = {setting: [] for setting in settings}
-    for _ in range(rounds):
-        for long, share in settings:
-            packing.LONG_DOCUMENT_TOKENS, packing.SHORTEST_SHARE = long, share
-            timed = ours(model, rows, torch.float32, rows_a_step=64)
-            found[long, share].append(timed.tokens / timed.cpu_seconds)
-    for (long, share), rates in found.items():
-        what = f"alone from {long} tokens, together down to {share:.0%}"
-        print(f"{model_name}: {what}: {statistics.median(rates):.0f} tokens per CPU-s")
-
-
 def main() -> int:
     """Run the rounds and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=[*SHAPES, "tiny"], default="small")
-    parser.add_argument("--sweep", action="store_true", help="time the limits of attending together instead")
+    parser.add_argument("--model", choices=SHAPES, default="small")
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--python", default=sys.executable)
@@ -284,9 +262,6 @@ def main() -> int:
     parser.add_argument("--results", type=Path, help="JSON lines of every run; those of earlier calls count as well")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    if options.sweep:
-        sweep_grouping(options.model, options.rounds)
-        return 0
     runs: list[dict[str, Any]] = []
     if options.results and options.results.exists():
         runs = [json.loads(line) for line in options.results.read_text().splitlines()]

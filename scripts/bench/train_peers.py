@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from trainer.packing import Row
 
 ROWS_A_STEP = 8
 RATE = 1e-3
+RANK = 16
 
 
 @dataclass
@@ -87,6 +89,12 @@ def hf_padded(model: Any, rows: list[Row], **more: Any) -> Timed:
 
 def hf_grouped(model: PreTrainedModel, rows: list[Row]) -> Timed:
     return hf_padded(model, rows, train_sampling_strategy="group_by_length", length_column_name="length")
+
+
+def hf_lora(model: PreTrainedModel, rows: list[Row]) -> Timed:
+    """With peft's own layers, of the rank and on the layers that ours has."""
+    config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+    return hf_padded(get_peft_model(model, config), rows)
 
 
 def hf_padded_bf16(model: PreTrainedModel, rows: list[Row]) -> Timed:

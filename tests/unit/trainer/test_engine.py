@@ -14,7 +14,7 @@ from trainer import attention, causal_blocks
 from trainer import loss as loss_module
 from trainer.engine import Engine
 from trainer.loss import summed_cross_entropy
-from trainer.packing import Layout, Row, layout_of, pack
+from trainer.packing import BLOCK, Layout, Row, layout_of, pack
 from trainer.self_check import refuse_wrong_loss
 
 MODELS = pytest.mark.parametrize("make", [qwen, llama, gemma])
@@ -73,14 +73,14 @@ def test_changing_one_document_leaves_the_losses_and_gradients_of_all_others_unc
 
 
 def test_attention_by_blocks_has_the_gradients_of_torchs_own_whatever_comes_back_to_the_last_tokens() -> None:
-    lengths = [130, 40, 38, 33, 5]  # two blocks; three that share a rectangle with padding; one alone
+    lengths = [3 * BLOCK - 14, BLOCK + 1, BLOCK, BLOCK - 7, 5]
     torch.manual_seed(0)
     shapes = [(sum(lengths), heads, 8) for heads in (4, 2, 2)]
     ours = [torch.randn(shape, requires_grad=True) for shape in shapes]
     theirs = [x.detach().clone().requires_grad_() for x in ours]
     returned = torch.randn(shapes[0])
-    groups = attention.to_device(layout_of(lengths), torch.device("cpu")).groups
-    out = causal_blocks.CausalBlocks.apply(*ours, groups, 8**-0.5)
+    blocks = attention.to_device(layout_of(lengths), torch.device("cpu")).blocks
+    out = causal_blocks.CausalBlocks.apply(*ours, blocks, 8**-0.5)
     documents = zip(*(x.split(lengths) for x in theirs), strict=True)
     expected = torch.cat(
         [
@@ -97,13 +97,12 @@ def test_attention_by_blocks_has_the_gradients_of_torchs_own_whatever_comes_back
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kept_tokens", [0, 1024])
-def test_attention_in_many_small_blocks_gives_the_gradients_of_single_rows(
+@pytest.mark.parametrize("kept_tokens", [0, 2 * BLOCK, 1024])
+def test_attention_in_many_blocks_kept_or_computed_again_gives_the_gradients_of_single_rows(
     kept_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(causal_blocks, "BLOCK", 7)
     monkeypatch.setattr(causal_blocks, "KEPT_TOKENS", kept_tokens)
-    given = rows([40, 38, 33, 14, 12, 7, 3])
+    given = rows([250, 190, 100, 96, 95, 33, 3])
     _, wanted = _reference_gradients(qwen(), given)
     _, gradients = _packed_gradients(Engine(qwen(), dials()), given)
     for name, gradient in gradients.items():

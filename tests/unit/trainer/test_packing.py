@@ -1,4 +1,4 @@
-"""Packing keeps every token once, marks the right targets, and groups documents for attention."""
+"""Packing keeps every token once, marks the right targets, and cuts documents into blocks for attention."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tiny_models import rows
-from trainer.packing import LONG_DOCUMENT_TOKENS, SHORTEST_SHARE, Row, layout_of, pack
+from trainer.packing import BLOCK, Row, layout_of, pack
 
 
 def _row(ids: list[int], trained: list[int]) -> Row:
@@ -44,24 +44,21 @@ def test_every_row_stands_in_exactly_one_micro_batch_and_the_budget_holds(length
 
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=40))
-def test_groups_cover_all_tokens_and_their_rectangles_map_there_and_back(lengths: list[int]) -> None:
+def test_blocks_hold_every_token_once_behind_those_before_it_and_fill_up_with_their_documents_last(
+    lengths: list[int],
+) -> None:
     ordered = sorted(lengths, reverse=True)
-    groups = layout_of(ordered).groups
-    assert [g.start for g in groups] == [0, *(g.stop for g in groups[:-1])]
-    assert groups[-1].stop == sum(lengths)
-    for group in groups:
-        tokens = group.stop - group.start
-        if group.into_rectangle is None:
-            assert tokens == group.documents * group.longest
-        else:
-            assert group.into_rectangle[group.out_of_rectangle].tolist() == list(range(tokens))
-
-
-def test_long_documents_attend_alone_and_short_ones_only_beside_their_like() -> None:
-    long, short = LONG_DOCUMENT_TOKENS, 100
-    shorter = int(short * SHORTEST_SHARE) - 1
-    groups = layout_of([long, long, short, short, shorter]).groups
-    assert [g.documents for g in groups] == [1, 1, 2, 1]
+    layout = layout_of(ordered)
+    document_of = np.repeat(np.arange(len(ordered)), ordered)
+    place_of = np.concatenate([np.arange(length) for length in ordered])
+    assert layout.token_of_cell[layout.cell_of_token].tolist() == list(range(sum(lengths)))
+    blocks = layout.token_of_cell.reshape(-1, BLOCK)
+    row_of = np.repeat(np.arange(len(layout.documents_in_row)), layout.documents_in_row)
+    document = np.concatenate([np.arange(documents) for documents in layout.documents_in_row])
+    assert (document_of[blocks] == document[:, None]).all()
+    last = np.array(ordered)[document] - 1
+    wanted = row_of[:, None] * BLOCK + np.arange(BLOCK)
+    assert (place_of[blocks] == np.minimum(wanted, last[:, None])).all()
 
 
 @pytest.mark.parametrize("budget", [50, 1000])
