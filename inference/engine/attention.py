@@ -96,10 +96,10 @@ def _decode(
     values[part.rows_B, :, part.lengths_B] = value_HTD[:, part.start : end].transpose(0, 1)
     heads, size = key_HTD.shape[0], key_HTD.shape[2]
     query_BHGD = query_QTD[:, part.start : end].transpose(0, 1).reshape(rows, heads, -1, size)
-    scores = torch.matmul(query_BHGD, keys[:rows].transpose(2, 3)) * scaling
+    scores = torch.matmul(query_BHGD, keys[:rows].transpose(2, 3))
     if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    weights = torch.softmax(scores + part.mask(window), dim=-1).to(values.dtype)
+        scores, scaling = softcap * torch.tanh(scores * (scaling / softcap)), 1.0
+    weights = torch.softmax(torch.add(part.mask(window), scores, alpha=scaling), dim=-1).to(values.dtype)
     return torch.matmul(weights, values[:rows]).reshape(rows, query_QTD.shape[0], -1)
 
 
@@ -142,14 +142,13 @@ def attend(
     softcap: float | None,
 ) -> torch.Tensor:
     """Store the step's keys and values and attend, each token within its context. Returns [T, Q, D]."""
-    out = query_QTD.new_zeros((query_QTD.shape[1], query_QTD.shape[0], value_HTD.shape[2]))  # rows of nobody: finite
-    for part in plan.shelves:
-        seen = _decode(part, layer, query_QTD, key_HTD, value_HTD, scaling, window, softcap)
-        out[part.start : part.start + len(seen)] = seen
-    for chunk in plan.chunks:
-        seen = _read(chunk, layer, query_QTD, key_HTD, value_HTD, scaling, window, softcap)
-        out[chunk.start : chunk.start + chunk.count] = seen
-    return out
+    how = (layer, query_QTD, key_HTD, value_HTD, scaling, window, softcap)
+    parts = [_decode(part, *how) for part in plan.shelves]
+    parts += [_read(chunk, *how) for chunk in plan.chunks]
+    missing = query_QTD.shape[1] - sum(map(len, parts))  # rows of nobody, which must be finite
+    if missing:
+        parts.append(query_QTD.new_zeros((missing, query_QTD.shape[0], value_HTD.shape[2])))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def packed_attention(

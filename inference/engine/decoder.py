@@ -26,10 +26,11 @@ class Forward(Protocol):
 
 def forward_of(model: PreTrainedModel) -> Forward:
     """The fastest way through this model that is known to be right."""
-    return PlainDecoder(model) if _is_plain(model) else ThroughTransformers(model)
+    return PlainDecoder(model) if is_plain(model) else ThroughTransformers(model)
 
 
-def _is_plain(model: PreTrainedModel) -> bool:
+def is_plain(model: PreTrainedModel) -> bool:
+    """Whether this is one of the common plain decoders, with nothing in it that they have not all."""
     config: Any = model.config
     windows = set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}
     plain = config.model_type in _PLAIN_DECODERS and config.hidden_act == "silu" and not windows
@@ -53,14 +54,14 @@ class ThroughTransformers:
 
 
 class _Norm:
-    """An RMSNorm of any of the plain decoders."""
+    """RMS norm over the last dimension; the weight may have more, one row a head."""
 
-    def __init__(self, module: Any) -> None:
-        self._weight: torch.Tensor = module.weight
-        self._eps: float = module.variance_epsilon
+    def __init__(self, weight: torch.Tensor, eps: float) -> None:
+        self._weight = weight
+        self._eps = eps
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.rms_norm(x, (x.shape[-1],), self._weight, self._eps)
+        return torch.nn.functional.rms_norm(x, (x.shape[-1],), None, self._eps).mul_(self._weight)
 
 
 class _Layer:
@@ -68,15 +69,26 @@ class _Layer:
 
     def __init__(self, module: Any) -> None:  # a decoder layer of any of the plain decoders
         attention, mlp = module.self_attn, module.mlp
-        self.before, self.after = _Norm(module.input_layernorm), _Norm(module.post_attention_layernorm)
-        self.q, self.k, self.v = (getattr(attention, f"{name}_proj").forward for name in ("q", "k", "v"))
+        self.before, self.after = _norm_of(module.input_layernorm), _norm_of(module.post_attention_layernorm)
+        joined = attention.q_proj.joined
+        self.qkv = joined.forward
         self.o = attention.o_proj
         self.gate, self.up, self.down = mlp.gate_proj, mlp.up_proj, mlp.down_proj
-        self.q_norm = _Norm(attention.q_norm) if hasattr(attention, "q_norm") else None
-        self.k_norm = _Norm(attention.k_norm) if hasattr(attention, "k_norm") else None
         self.number: int = attention.layer_idx
         self.scaling: float = attention.scaling
         self.head_size: int = attention.head_dim
+        self.queries, self.keys = (size // self.head_size for size in joined.sizes[:2])
+        self.turned_norm = self._norm_of_turned(attention) if hasattr(attention, "q_norm") else None
+
+    def _norm_of_turned(self, attention: Any) -> _Norm:
+        """Queries and keys stand side by side, so one call takes both."""
+        q, k = attention.q_norm, attention.k_norm
+        each = torch.cat((q.weight.expand(self.queries, -1), k.weight.expand(self.keys, -1)))
+        return _Norm(each, q.variance_epsilon)
+
+
+def _norm_of(module: Any) -> _Norm:  # an RMSNorm of any of the plain decoders
+    return _Norm(module.weight, module.variance_epsilon)
 
 
 class PlainDecoder:
@@ -87,7 +99,7 @@ class PlainDecoder:
         self._embed: torch.Tensor = inner.embed_tokens.weight
         self._rotary = inner.rotary_emb
         self._layers = [_Layer(layer) for layer in inner.layers[: model.config.num_hidden_layers]]
-        self._norm = _Norm(inner.norm)
+        self._norm = _norm_of(inner.norm)
         head: Any = model.lm_head
         self._head = head.forward
 
@@ -113,21 +125,14 @@ class PlainDecoder:
     def _attention(
         self, layer: _Layer, h_TC: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor], plan: StepPlan
     ) -> torch.Tensor:
-        tokens, size = h_TC.shape[0], layer.head_size
-        q_TQD, k_THD, v_THD = (p(h_TC).view(tokens, -1, size) for p in (layer.q, layer.k, layer.v))
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q_TQD, k_THD = layer.q_norm(q_TQD), layer.k_norm(k_THD)
-        q_TQD, k_THD = _turned(q_TQD, *turn), _turned(k_THD, *turn)
-        out_TQD = attend(
-            plan,
-            layer.number,
-            q_TQD.transpose(0, 1),
-            k_THD.transpose(0, 1),
-            v_THD.transpose(0, 1),
-            layer.scaling,
-            None,
-            None,
-        )
+        tokens, queries = h_TC.shape[0], layer.queries
+        qkv_TND = layer.qkv(h_TC).view(tokens, -1, layer.head_size)
+        qk_TND = qkv_TND[:, : queries + layer.keys]
+        if layer.turned_norm is not None:
+            qk_TND = layer.turned_norm(qk_TND)
+        qk_NTD = _turned(qk_TND, *turn).transpose(0, 1)
+        v_HTD = qkv_TND[:, queries + layer.keys :].transpose(0, 1)
+        out_TQD = attend(plan, layer.number, qk_NTD[:queries], qk_NTD[queries:], v_HTD, layer.scaling, None, None)
         return out_TQD.reshape(tokens, -1)
 
 

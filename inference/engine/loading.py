@@ -19,7 +19,8 @@ from transformers.utils import logging as transformers_logging
 from core.atomic import read_json
 from core.errors import ModelError, ResourceError
 from inference.engine.attention import NAME, register
-from inference.engine.layers import LowRank, PackedLinear, pack
+from inference.engine.decoder import is_plain
+from inference.engine.layers import JoinedLinear, JoinedPart, LowRank, PackedLinear, pack
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -77,6 +78,10 @@ def load_base(folder: Path, device: torch.device) -> Generator[None, None, PreTr
 
 
 def _pack_linears(model: PreTrainedModel) -> Generator[None, None, None]:
+    if is_plain(model):
+        for layer in model.model.layers:
+            _join(layer.self_attn)
+            yield
     linears = [(name, module) for name, module in model.named_modules() if type(module) is nn.Linear]
     for count, (name, module) in enumerate(linears, start=1):
         packed, is_packed = pack(module.weight.data)
@@ -84,6 +89,17 @@ def _pack_linears(model: PreTrainedModel) -> Generator[None, None, None]:
         _replace(model, name, PackedLinear(packed, bias, is_packed, None))
         if count % _SLICE_LAYERS == 0:
             yield
+
+
+def _join(attention: nn.Module) -> None:
+    """Query, key and value of one attention, which have the same input, become one product."""
+    names = ("q_proj", "k_proj", "v_proj")
+    linears: list[Any] = [attention.get_submodule(name) for name in names]  # Any: modules' attributes are untyped
+    packed, is_packed = pack(torch.cat([linear.weight.data for linear in linears]))
+    biases = [linear.bias.data for linear in linears if linear.bias is not None]
+    joined = JoinedLinear(packed, torch.cat(biases) if biases else None, is_packed, [n.out_features for n in linears])
+    for place, name in enumerate(names):
+        setattr(attention, name, JoinedPart(joined, place))
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -108,7 +124,8 @@ def with_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     shared: dict[int, Any] = {id(t): t for t in (*base.parameters(), *base.buffers())}
     shared |= {id(t): t for m in base.modules() if isinstance(m, PackedLinear) for t in m.shared()}
     model = copy.deepcopy(base, shared)
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, PackedLinear)}
+    kinds = (PackedLinear, JoinedPart)
+    linears: dict[str, Any] = {name: module for name, module in model.named_modules() if type(module) in kinds}
     for name, (a_RI, b_OR) in pairs.items():
         if name not in linears:
             raise ModelError(f"the adapter changes {name!r}, which is no linear layer of its base", where=str(folder))
