@@ -1,16 +1,18 @@
 """The gate lets a sound checkpoint pass and stops each kind of unsound one, naming what is wrong."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from core.checkpoints import MANIFEST_FILE
 from core.errors import GateFailedError, ModelError
-from inference.generation import Canary
+from inference.engine.runner import Runner
+from inference.generation import Canary, Chunk, StepResult
 from inference.inspection import StoredCheckpoint
 from inference.model_slot import GateReport, Loader, ModelSlot, pass_gate
 from serving_rig import commit_adapter, ready_root
@@ -86,6 +88,30 @@ def test_long_rows_of_the_judge_are_left_out_once_short_ones_were_read(stored: S
     assert gate(slot, long, right, right).canaries == 2
     with pytest.raises(GateFailedError, match="canary loss"):
         gate(slot, long)
+
+
+def test_the_gate_reads_long_rows_in_slices_and_measures_the_same_loss(
+    stored: StoredCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slot = load(stored)
+    long = {"messages": [{"role": "user", "content": "word " * 400}, ROW["messages"][1]]}
+    encoded = slot.encoder.encode_row(long)
+    ids, trained = torch.from_numpy(encoded.ids).long(), torch.from_numpy(encoded.mask).bool()
+    model = AutoModelForCausalLM.from_pretrained(stored.folder, dtype=torch.float32)
+    with torch.inference_mode():
+        nats = torch.nn.functional.cross_entropy(model(ids[None]).logits[0, :-1], ids[1:], reduction="none")
+    sizes: list[int] = []
+    step = Runner.step
+
+    def counted(self: Runner, decode: dict[int, int], chunks: Sequence[Chunk]) -> StepResult:
+        sizes.extend(len(chunk.ids) for chunk in chunks)
+        return step(self, decode, chunks)
+
+    monkeypatch.setattr(Runner, "step", counted)
+    report = gate(slot, Canary(long, float(nats[trained[1:]].mean())))
+    assert report.loss == pytest.approx(report.expected_loss, abs=1e-3)
+    assert sum(sizes) > len(ids) > 800
+    assert max(sizes) <= 64
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
