@@ -117,7 +117,8 @@ def read_sidecar(path: Path) -> Sidecar:
         raise
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise SidecarError("sidecar_mismatch", "the sidecar is not a regular file")
+            fix = "put the file itself there, or remove it"
+            raise SidecarError("sidecar_mismatch", "the sidecar is not a regular file", fix=fix)
         data = file.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
         raise SidecarError("sidecar_mismatch", "the sidecar is over 1 MiB", fix="move the bulk into another file")
@@ -130,7 +131,7 @@ def read_sidecar(path: Path) -> Sidecar:
 def check_sidecar(doc: object) -> Sidecar:
     """Check a parsed sidecar. Raises SidecarError."""
     if not isinstance(doc, Mapping):
-        raise SidecarError("sidecar_mismatch", "the sidecar is not a JSON object", field="$")
+        raise SidecarError("sidecar_mismatch", "the sidecar is not a JSON object", field="$", fix="write {...}")
     for key in doc:
         name = str(key)
         if name in LOCKED_NAMES or name.partition(".")[0] in LOCKED_NAMES:
@@ -144,7 +145,10 @@ def check_sidecar(doc: object) -> Sidecar:
     if error is not None:
         where = error.json_path.removeprefix("$.")
         raise SidecarError(
-            "sidecar_mismatch", f"the sidecar's {where} is refused: {error.message[:200]}", field=error.json_path
+            "sidecar_mismatch",
+            f"the sidecar's {where} is refused: {error.message[:200]}",
+            field=error.json_path,
+            fix="correct that value, or remove its key",
         )
     return Sidecar(dict(doc))
 

@@ -120,7 +120,7 @@ def explain(raw: bytes) -> RowProblem | None:
         return RowProblem("bad_encoding", f"not UTF-8 at byte {at} of the line", at, fix=LATIN1_FIX)
     depth = _depth(text)
     if depth > MAX_DEPTH:
-        return RowProblem("bad_json", f"nested {depth} deep, more than {MAX_DEPTH}")
+        return RowProblem("bad_json", f"nested {depth} deep, more than {MAX_DEPTH}", fix="flatten the row")
     try:
         value = json.loads(
             text,

@@ -141,7 +141,8 @@ class CsvReader(RecordReader):
                 else:
                     yield line, self._row(names, fields)
         except csv.Error as error:
-            problem = RowProblem("bad_json", f"not valid CSV: {error}")
+            fix = "put the whole field into quotes, and write each quote inside it twice"
+            problem = RowProblem("bad_json", f"not valid CSV: {error}", fix=fix)
             if "new-line character" in str(error):  # its words are for whoever opened the file
                 problem = RowProblem("bad_json", CR_ALONE, fix=CR_FIX)
             raise FormatError(problem, max(rows.line_num, 1)) from error

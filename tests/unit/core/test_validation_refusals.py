@@ -1,5 +1,6 @@
 """What is refused says which line, which field and why."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -141,11 +142,12 @@ def test_wherever_a_last_line_breaks_off_it_is_called_a_broken_transfer(gates: G
 @pytest.mark.parametrize(
     ("content", "message", "fix"),
     [
-        (b"\0" * 5_000, "the file is binary (NUL bytes)", "copy it again"),
+        (b"\0" * 5_000, "NUL bytes", "copy it again"),
         (b'{"text": "a"}\r{"text": "b"}\r', "its lines end in CR alone", "tr '\\r' '\\n' < NAME > NEW"),
         (b'{"text": "a"}\n{"text": "b}\n', "line 2: a text is not closed", 'write the closing "'),
         (b'{"text": "a"}\n{"text": "a\tb"}\n', "line 2: not valid JSON: Invalid control character", "\\t"),
         (b"{'text': 'a'}", "single quotes", "double quotes"),
+        (gzip.compress(b'{"text": "a"}'), "the file is gzip", "give it the suffix of what it is"),
     ],
 )
 def test_a_damaged_file_is_told_what_it_is_and_no_cure_for_something_else(
