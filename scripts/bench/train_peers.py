@@ -51,6 +51,7 @@ def trainer_arguments(**more: Any) -> dict[str, Any]:
         "output_dir": "/tmp/bench-train",  # noqa: S108  # nothing is written there
         "per_device_train_batch_size": ROWS_A_STEP,
         "learning_rate": RATE,
+        "adam_beta2": 0.95,  # ours
         "lr_scheduler_type": "constant",
         "num_train_epochs": 1,
         "save_strategy": "no",
