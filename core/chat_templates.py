@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any  # tokenizers of two libraries; JSON documents
+from typing import TYPE_CHECKING, Any  # tokenizers of two libraries; JSON documents
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +26,12 @@ from tokenizers import Encoding, Tokenizer
 from core.byte_lengths import ByteLengths, Span
 from core.chatml import TurnMarks, chatml_template, render_chatml
 from core.errors import ModelError
-from core.jinja_sandbox import ChatTemplate, Message, TemplateRefusedError, unmark, unused_characters
 from core.pieces import ID_BYTES, Pieces, as_bytes
+from core.template_text import Message, TemplateRefusedError, unmark, unused_characters
 from core.tokenizer_files import SpecialTokens, TokenizerFiles
+
+if TYPE_CHECKING:
+    from core.jinja_sandbox import ChatTemplate
 
 _VERSION = "labels.v1"  # part of every fingerprint: change it when ids or masks change
 _PROBE: tuple[Message, ...] = (
@@ -60,8 +63,7 @@ class _Rendered:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Rows on their way through `ChatEncoder.encode_rows`. `ids`: of chats that quote no control token, as bytes;
-    None for those whose texts are `unread`, which the tokenizer reads together."""
+    """Rows on their way through `encode_rows`. `ids`: of chats without quotes; None where the text is `unread`."""
 
     rows: Sequence[TrainingRow]
     rendered: Sequence[_Rendered | None]
@@ -73,7 +75,7 @@ class ChatEncoder:
     """A tokenizer with the chat template that training and serving use.
 
     Attributes:
-        template: the Jinja2 text in use; it belongs into a checkpoint as chat_template.jinja.
+        template: the Jinja2 text in use, a checkpoint's chat_template.jinja.
         template_source: "own", "replaced" (see `replaced_reason`) or "configured" (the model has none).
         eos_ids: ids that end an answer.
     """
@@ -85,13 +87,10 @@ class ChatEncoder:
         doc = json.loads(files.tokenizer.to_str())
         self._bytes = ByteLengths.of(files.tokenizer, doc)
         self._pieces = Pieces.of(files.tokenizer, doc) if self._bytes is not None else None
-        self.template_source, self.replaced_reason = "own", None
-        self.template, compiled = self._choose_template(files.template, configured)
-        self._compiled = compiled
+        self.template_source = "own"
+        self.replaced_reason: str | None = None
+        self.template = self._choose_template(files.template, configured)
         self._chatml = next((marks for marks in self._marks() if chatml_template(marks) == self.template), None)
-
-    template_source: str
-    replaced_reason: str | None
 
     @classmethod
     def from_folder(cls, folder: Path, configured: str | None = None) -> "ChatEncoder":
@@ -114,33 +113,35 @@ class ChatEncoder:
     # -- the template ---------------------------------------------------------------------------------------------
 
     def _marks(self) -> Iterator[TurnMarks]:
-        special = self._special
-        for start, end in special.turn_pairs():
-            yield TurnMarks(start, end, special.leading_bos)
+        return (TurnMarks(start, end, self._special.leading_bos) for start, end in self._special.turn_pairs())
 
-    def _choose_template(self, own: str | None, configured: str | None) -> tuple[str, ChatTemplate]:
+    def _choose_template(self, own: str | None, configured: str | None) -> str:
         source = own if own is not None else configured
         if own is None:
             self.template_source = "configured"
-        if source is not None:
+        ours = [chatml_template(marks) for marks in self._marks()]
+        if source is not None and source not in ours:
             try:
-                compiled = ChatTemplate(source, self._special.by_name)
-                reason = self._objection(compiled)
+                reason = self._objection(self._compile(source))
             except TemplateRefusedError as error:
                 reason = error.message
-            if reason is None:
-                return source, compiled
-            self.template_source, self.replaced_reason = "replaced", reason
-        marks = next(self._marks(), None)
-        if marks is None:
-            raise ModelError(
-                "the tokenizer has no token that could end an answer",
-                fix="name an eos_token in tokenizer_config.json",
-            )
-        ours = chatml_template(marks)
-        return ours, ChatTemplate(ours, self._special.by_name)
+            if reason is not None:
+                self.template_source, self.replaced_reason, source = "replaced", reason, None
+        if source is None and not ours:
+            fix = "name an eos_token in tokenizer_config.json"
+            raise ModelError("the tokenizer has no token that could end an answer", fix=fix)
+        return ours[0] if source is None else source
 
-    def _objection(self, template: ChatTemplate) -> str | None:
+    def _compile(self, source: str) -> "ChatTemplate":
+        from core.jinja_sandbox import ChatTemplate  # loads jinja2, which our own template does without
+
+        return ChatTemplate(source, self._special.by_name)
+
+    @cached_property
+    def _compiled(self) -> "ChatTemplate":
+        return self._compile(self.template)
+
+    def _objection(self, template: "ChatTemplate") -> str | None:
         """Say why a template cannot be trained with: it must only ever append, and write no thoughts of its own."""
         last = ""
         for turn in range(1, len(_PROBE) + 1):
@@ -252,7 +253,7 @@ class ChatEncoder:
         """How many tokens each text has by itself; the text of a control token counts as one."""
         known, unread = self._known(texts)
         read = iter(self._tokenizer.encode_batch_fast(unread, add_special_tokens=False))
-        return [len(next(read).ids) if ids is None else len(ids) // ID_BYTES for ids in known]
+        return [len(next(read)) if ids is None else len(ids) // ID_BYTES for ids in known]
 
     def least_tokens(self, row: TrainingRow) -> int:
         """A row has at least so many tokens: tells a hopelessly long one without encoding it."""

@@ -7,7 +7,6 @@ Errors   TemplateRefusedError naming what the template did; nothing else escapes
 """
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any  # jinja2 values have any type
@@ -18,24 +17,14 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-from core.errors import ModelError
+from core.template_text import Message, TemplateRefusedError
 
 MAX_LOOP_STEPS = 200_000  # of one rendering; a chat of 10,000 turns needs about 10,000
 _MAX_TEXT_CHARS = 1 << 22  # what one `*` may make
 _PADDING_METHODS = frozenset({"center", "expandtabs", "ljust", "rjust", "zfill", "format", "format_map"})
 _LOOPS: ContextVar[list[int]] = ContextVar("loops")
 _LOOP_COUNTER, _CALL_COUNTER = "dropforge_bounded", "dropforge_spend"
-_NONCHARACTERS = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))  # never text: Unicode keeps them for such use
 _OPEN, _CLOSE = "generation_opens", "generation_closes"
-
-Message = Mapping[str, str]
-
-
-class TemplateRefusedError(ModelError):
-    """A chat template cannot render these messages."""
-
-    code = 2010
-    slug = "template_refused"
 
 
 class _GenerationBlocks(jinja2.ext.Extension):
@@ -202,36 +191,3 @@ class ChatTemplate:
 def _is_mark(call: jinja2.nodes.Call) -> bool:
     target = call.node
     return isinstance(target, jinja2.nodes.ExtensionAttribute) and target.name == "_between"
-
-
-def unused_characters(messages: Sequence[Message], wanted: int) -> list[str]:
-    """Characters that stand in none of these messages, to mark places with. Raises TemplateRefusedError."""
-    text = "".join(message["content"] for message in messages)
-    free = _NONCHARACTERS[:wanted]
-    if any(char in text for char in free):
-        free = tuple(char for char in _NONCHARACTERS if char not in text)[:wanted]
-    if len(free) < wanted:
-        raise TemplateRefusedError("a message holds all of Unicode's 32 noncharacters")
-    return list(free)
-
-
-def unmark(marked: str, opens: str, closes: str, breaks: str) -> tuple[str, list[tuple[int, int]], list[int]]:
-    """Take the marks out of a rendered chat.
-
-    Returns:
-        The text, the (start, end) spans between `opens` and `closes`, and the places before `breaks`.
-    """
-    spans: list[tuple[int, int]] = []
-    quoted: list[int] = []
-    length = begun = 0
-    parts = re.split(f"([{opens}{closes}{breaks}])", marked)
-    for part in parts:
-        if part == opens:
-            begun = length
-        elif part == closes:
-            spans.append((begun, length))
-        elif breaks and part == breaks:
-            quoted.append(length - 1)  # the break stands behind the special token's first character
-        else:
-            length += len(part)
-    return "".join(parts[::2]), spans, quoted

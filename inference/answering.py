@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from core.errors import DropforgeError, InternalError
-from core.jinja_sandbox import TemplateRefusedError
+from core.template_text import TemplateRefusedError
 from inference.protocol import GenerationRequest, RequestError, ScoreRequest
 from inference.sampling import Sampling
 from inference.scheduler import Scheduler

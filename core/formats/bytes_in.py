@@ -5,9 +5,12 @@ Errors   FormatError: content and suffix disagree, a broken or a swollen archive
 """
 
 import hashlib
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from io import FileIO
 from pathlib import Path
+from typing import Protocol
 
 import zstandard
 
@@ -16,6 +19,7 @@ from core.formats.rows import FormatError, Notes, RowProblem, reencode
 CHUNK_BYTES = 1 << 16  # blocks of this size stay in the cache of one core
 _MAX_RATIO = 200  # text packs about 5:1, rarely 50:1; a bomb 1,000:1
 _FREE_BYTES = 64 << 20  # below this no ratio matters
+_ZEROS = "full of NUL bytes"  # as a copy is that a crash or a full disk cut off
 _ZSTD_WINDOW_BYTES = 128 << 20
 Unpack = Callable[[Iterable[bytes]], Iterator[bytes]]
 
@@ -43,17 +47,44 @@ _MAGIC = {
 }
 
 
-def file_chunks(path: Path, notes: Notes | None = None) -> Iterator[bytes]:
-    """Read a file front to back; its SHA-256 and size stand in `notes`, if given, afterwards. Raises OSError."""
+class Leap(Protocol):
+    """A part of a file whose rows are known already: from `start`, where a line begins, `bytes` on.
+
+    `take` is told the number and line of the first row when all before has been read, and gives the number of rows.
+    """
+
+    start: int
+    bytes: int
+
+    def take(self, row: int, line: int) -> int: ...
+
+
+def file_chunks(path: Path, notes: Notes | None = None, start: int = 0, leap: Leap | None = None) -> Iterator[bytes]:
+    """Read a file front to back; its SHA-256 and size stand in `notes`, if given, afterwards. Raises OSError.
+
+    Args:
+        leap: an empty chunk is given at its start; after that its bytes are hashed and not given.
+    """
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
-        while chunk := file.read(CHUNK_BYTES):
-            if notes is not None:
-                digest.update(chunk)
-                notes.size_bytes += len(chunk)
-            yield chunk
+        file.seek(start)
+        if leap is not None:
+            yield from _chunks(file, leap.start, digest, notes)
+            yield b""
+            for _chunk in _chunks(file, leap.bytes, digest, notes):
+                pass
+        yield from _chunks(file, sys.maxsize, digest, notes)
     if notes is not None:
         notes.sha256 = digest.hexdigest()
+
+
+def _chunks(file: FileIO, most: int, digest: "hashlib._Hash", notes: Notes | None) -> Iterator[bytes]:
+    while most > 0 and (chunk := file.read(min(CHUNK_BYTES, most))):
+        most -= len(chunk)
+        if notes is not None:
+            digest.update(chunk)
+            notes.size_bytes += len(chunk)
+        yield chunk
 
 
 def check_magic(path: Path, expected: str | None) -> None:
@@ -72,12 +103,13 @@ def check_magic(path: Path, expected: str | None) -> None:
     encoding: str | None = "utf-16" if found == "UTF-16" else None
     if found is None and expected is None and head.count(0) * 3 > len(head) > 3:
         encoding = _utf16_without_mark(head)
-        found = "UTF-16" if encoding else "binary (NUL bytes)"
+        found = "UTF-16" if encoding else _ZEROS
     if found == expected or not head:
         return
     if expected is None:
         text = f"the file is {found}, not UTF-8 text"
-        fix = reencode(encoding) if encoding else "copy it again, or give it the suffix of what it is"
+        damaged = "copy it again" if found == _ZEROS else "give it the suffix of what it is, or convert it"
+        fix = reencode(encoding) if encoding else damaged
         raise FormatError(RowProblem("bad_encoding", text, fix=fix))
     text = f"the file is {found}, not {expected}" if found else f"the file is not {expected}, as its name says"
     raise FormatError(RowProblem("bad_encoding", text, fix="give it the suffix of what it is, or write it again"))

@@ -5,14 +5,14 @@ Format   one JSON object a line, split at LF only; BOM, CRLF, blank lines and a 
 Units    columns and lines count from 1, rows from 0     Errors   OSError of the disk; what the file holds never raises
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from core.formats.bytes_in import Unpack, file_chunks
+from core.formats.bytes_in import Leap, Unpack, file_chunks
 from core.formats.rows import MAX_ROW_BYTES, Batch, Notes, RowProblem, Value
 from core.formats.strict_json import INCOMPLETE, MID_CHARACTER, UNCLOSED, parse_row, parse_rows
 
@@ -33,14 +33,15 @@ class JsonlReader:
         self._unpack = unpack
         self.notes = Notes()
 
-    def _chunks(self, notes: Notes | None) -> Iterator[bytes]:
+    def _chunks(self, notes: Notes | None, leap: Leap | None = None) -> Iterator[bytes]:
         """The text, piece by piece; identity and size are those of the file as it lies there."""
-        chunks = file_chunks(self._path, notes)
+        chunks = file_chunks(self._path, notes, leap=leap)
         return chunks if self._unpack is None else self._unpack(chunks)
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self, leap: Leap | None = None) -> Iterator[Batch]:
+        """Read all rows, but those of a leap (of a file that is not packed)."""
         self.notes = notes = Notes()
-        for first_line, block in self._blocks(notes):
+        for first_line, block in self._blocks(self._chunks(notes, leap), notes, leap):
             count = _plain_lines(block) if block is not None else 0
             if block is not None and count:
                 batch = Batch.unparsed(notes.rows, range(first_line, first_line + count), block, _parse_plain)
@@ -49,6 +50,16 @@ class JsonlReader:
             notes.rows += len(batch.lines)
             if batch.lines:
                 yield batch
+
+    def plain_batches(self, start: int) -> Iterator[Batch]:
+        """The rows from `start`, where a line begins, as far as they are plain; rows and lines count from there."""
+        rows = 0
+        for _, block in self._blocks(file_chunks(self._path, start=start), None, begun=True):
+            count = _plain_lines(block) if block is not None else 0
+            if block is None or not count:
+                return
+            yield Batch.unparsed(rows, range(rows, rows + count), block, _parse_plain)
+            rows += count
 
     def _batch(self, first_line: int, block: bytes | None, notes: Notes) -> Batch:
         if block is None:
@@ -72,7 +83,7 @@ class JsonlReader:
         if not wanted:
             return
         row, todo = 0, np.array(sorted(wanted))
-        for first_line, block in self._blocks(None):
+        for first_line, block in self._blocks(self._chunks(None), None):
             count = _plain_lines(block) if block is not None else 0
             if block is not None and count:
                 here = todo[slice(*np.searchsorted(todo, (row, row + count)))] - row
@@ -92,13 +103,19 @@ class JsonlReader:
     def line_bound(self) -> int:
         return 1 + sum(int(np.count_nonzero(_bytes_of(chunk) == _LINE_FEED)) for chunk in self._chunks(None))
 
-    def _blocks(self, notes: Notes | None) -> Iterator[tuple[int, bytes | None]]:
+    @staticmethod
+    def _blocks(
+        chunks: Iterable[bytes], notes: Notes | None, leap: Leap | None = None, begun: bool = False
+    ) -> Iterator[tuple[int, bytes | None]]:
         """Give (number of the first line, whole lines with their LF); None for one line over the cap, not kept.
 
         Only the last line of the file may lack its LF.
         """
-        number, rest, overlong, begun = 1, b"", False, False
-        for chunk in self._chunks(notes):
+        number, rest, overlong = 1, b"", False
+        for chunk in chunks:
+            if not chunk and leap is not None and notes is not None:
+                rows = leap.take(notes.rows, number)
+                number, notes.rows = number + rows, notes.rows + rows
             if not begun and chunk.startswith(_BOM):
                 if notes is not None:
                     notes.forgive("bom", 1)

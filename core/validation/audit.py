@@ -21,7 +21,6 @@ from core.job_queue import Job, JobQueue, is_job_id
 from core.paths import Workspace, display_name
 from core.settings import Settings
 from core.status import iso_now
-from core.validation.audit_page import page
 from core.validation.duplicates import DuplicateSearch, Earlier
 from core.validation.encoders import encoder_for
 from core.validation.expected import JobRows
@@ -159,6 +158,8 @@ def _write(workspace: Workspace, job: Job, verdict: dict[str, Any], found: dict[
     report = None
     if verdict["level"] == "deep":
         file = workspace.audits_dir / f"{job.job_id}.html"
+        from core.validation.audit_page import page  # loads jinja2
+
         report = str(file.relative_to(workspace.root))
         write_bytes(file, page(with_audit(verdict, found)).encode())
     facts = {"schema": SCHEMA, "job_id": job.job_id, "level": verdict["level"], "at": iso_now(), "report": report}

@@ -9,36 +9,34 @@ First pass: strict JSON, schema, order of turns, hashes, contamination, the held
 """
 
 import gc
-from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import sha256
 from pathlib import Path
-from typing import Any  # JSON values
+from typing import TYPE_CHECKING, Any  # JSON values
 
-import numpy as np
 import orjson
 
 from core.atomic import sha256_file
 from core.chat_templates import Encoded
-from core.formats import Batch, FormatError, RowProblem, RowReader, check_content, open_rows
+from core.formats import Batch, FormatError, JsonlReader, RowProblem, RowReader, check_content, open_rows
 from core.lineage import Sidecar, SidecarError, check_claims
-from core.validation.content import ContentChecks
+from core.validation.census import Census
 from core.validation.detection import Detection, must_be_named, named_spec, spec_by_pattern, too_few_fit
-from core.validation.held_out import HeldOutDraw
 from core.validation.labels import LabelAudit, Started, TokenStats
 from core.validation.layer_one import LayerOne, canonical_rows, identified
 from core.validation.masks import RoleTokens, painted
 from core.validation.plan import Plan, Sinks
 from core.validation.result import MAX_EXAMPLES, MAX_EXPLAINED, Issues, ValidationResult
 from core.validation.rows import TrainingRow, rename_columns, row_chars, shaped
-from core.validation.sample import RowSample
+from core.validation.second_half import SecondHalf, second_half
 from core.validation.specs import DatasetSpec
+
+if TYPE_CHECKING:
+    from core.validation.content import ContentChecks
 
 _UNREAD = RowProblem("spec_unknown", "no spec is known")
 _MIN_DUPLICATE_ROWS = 10
 _ENCODED_ROWS, _ENCODED_CHARS = 512, 1 << 20  # at a time
-_TEMPLATE_TOKENS = 64  # beyond these, a row has no more tokens than its canonical JSON has bytes
 Todo = tuple[int, int, bytes, TrainingRow]  # row number, line, SHA-256, row
 
 
@@ -48,6 +46,12 @@ class _Stop(Exception):
     def __init__(self, problem: RowProblem, line: int | None = None) -> None:
         super().__init__(problem.message)
         self.problem, self.line = problem, line
+
+
+def _content_checks() -> "ContentChecks":
+    from core.validation.content import ContentChecks  # compiles patterns that level quick does not need
+
+    return ContentChecks()
 
 
 class Inspection:
@@ -66,13 +70,11 @@ class Inspection:
         self.masks: list[dict[str, Any]] = []
         self._reader: RowReader = open_rows(path)
         self._bad: set[int] = set()
-        self._sample = RowSample(plan.seed)
+        self._census = Census(plan)
         self._roles = RoleTokens(plan.encoder) if plan.encoder is not None and plan.level != "quick" else None
         self._counted: set[int] = set()  # rows whose turns are counted by role
-        self._large = array("Q")
-        self._keys = array("Q")
         self._duplicates = 0
-        self._content = ContentChecks() if plan.content and plan.level != "quick" else None
+        self._content = _content_checks() if plan.content and plan.level != "quick" else None
         self.audit: dict[str, Any] | None = None
         self._detected = self._too_few_fit = False
 
@@ -127,12 +129,13 @@ class Inspection:
         self.size_bytes = self._path.stat().st_size
         self._note_misspelt_keys()
         check_content(self._path)
-        self._find_spec()
-        draw = self._first_pass(self.spec)
+        with second_half(self._path, self._plan, self._likely_specs()) as half:
+            self._find_spec()
+            self._first_pass(self.spec, half)
         self._judge_first_pass()
         if self.issues.errors or not self._plan.content:
             return
-        chosen = draw.chosen()
+        chosen = self._census.draw.chosen()
         self.rows_held_out = sum(map(len, chosen.values()))
         if self.rows_train <= 0:
             raise _Stop(RowProblem("nothing_to_train", "every row is held out or set aside", fix="add rows"))
@@ -202,46 +205,40 @@ class Inspection:
         for what, lines in notes.forgiven.items():
             self.issues.warn(what, notes.counts[what], lines)
 
-    def _first_pass(self, spec: DatasetSpec | None) -> HeldOutDraw:
+    def _likely_specs(self) -> list[DatasetSpec]:
+        named = self._plan.spec or self._sidecar.spec
+        names = [named] if named else self._plan.detect_specs
+        return [self._plan.specs[name] for name in names if name in self._plan.specs]
+
+    def _first_pass(self, spec: DatasetSpec | None, half: SecondHalf | None) -> None:
         plan = self._plan
-        draw = HeldOutDraw(seed=plan.seed, share=plan.held_out, cap=plan.held_out_cap, already=plan.already_held_out)
         layer = LayerOne(spec, self.columns, plan.suites, grams=plan.level != "quick") if spec is not None else None
-        for batch in self._reader.batches():
-            texts = layer.canonical(batch) if layer else None
-            if texts is not None:
-                self._identify(draw, range(batch.first, batch.first + len(texts)), batch.lines, texts)
-                continue
-            checked = layer.check(batch.values) if layer else [_UNREAD for _ in batch.values]
-            numbers: list[int] = []
-            rows: list[TrainingRow] = []
-            for number, outcome in enumerate(checked, batch.first):
-                if isinstance(outcome, RowProblem):
-                    offset = number - batch.first
-                    self._bad_row(number, batch.lines[offset], outcome, batch.values[offset])
-                else:
-                    numbers.append(number)
-                    rows.append(outcome)
-            lines = [batch.lines[number - batch.first] for number in numbers]
-            self._identify(draw, numbers, lines, canonical_rows(rows))
+        batches = self._reader.batches()
+        if half and layer and isinstance(self._reader, JsonlReader):
+            batches = self._reader.batches(half.known_to(layer, self._census))
+        for batch in batches:
+            self._look(batch, layer)
         self._take_notes()
         if layer and self._sidecar.columns:
             layer.warn_of_unseen(self.issues)
         self._too_few_fit = bool(layer and self._detected and layer.parsed and too_few_fit(layer.misfits, layer.parsed))
-        return draw
 
-    def _identify(
-        self, draw: HeldOutDraw, numbers: Sequence[int], lines: Sequence[int], texts: Sequence[bytes]
-    ) -> None:
-        """Hash rows by their canonical JSON and offer them to both draws."""
-        if not texts:
+    def _look(self, batch: Batch, layer: LayerOne | None) -> None:
+        texts = layer.canonical(batch) if layer else None
+        if texts is not None:
+            self._census.add(range(batch.first, batch.first + len(texts)), batch.lines, texts)
             return
-        digests = [sha256(text).digest() for text in texts]
-        draw.offer(numbers, digests)
-        self._sample.offer(numbers, digests, lines, texts if self._plan.level == "quick" else ())
-        self._keys.frombytes(np.frombuffer(b"".join(digests), dtype=np.uint64)[::4].tobytes())
-        may_be_long = self._plan.max_length - _TEMPLATE_TOKENS
-        if max(map(len, texts)) > may_be_long:
-            self._large.extend(n for n, text in zip(numbers, texts, strict=True) if len(text) > may_be_long)
+        checked = layer.check(batch.values) if layer else [_UNREAD for _ in batch.values]
+        numbers: list[int] = []
+        rows: list[TrainingRow] = []
+        for number, outcome in enumerate(checked, batch.first):
+            if isinstance(outcome, RowProblem):
+                offset = number - batch.first
+                self._bad_row(number, batch.lines[offset], outcome, batch.values[offset])
+            else:
+                numbers.append(number)
+                rows.append(outcome)
+        self._census.add(numbers, [batch.lines[n - batch.first] for n in numbers], canonical_rows(rows))
 
     def _bad_row(self, number: int, line: int, problem: RowProblem, value: object) -> None:
         if self._plan.bad_rows == "set_aside":
@@ -271,8 +268,7 @@ class Inspection:
         """Rows that stand in the file again; more than half of them is a mistake, whatever the settings say."""
         if self._content is None:
             return
-        total = len(self._keys)
-        self._duplicates = total - len(np.unique(np.frombuffer(self._keys, dtype=np.uint64))) if total else 0
+        self._duplicates, total = self._census.duplicates()
         if total >= _MIN_DUPLICATE_ROWS and self._duplicates * 2 > total:
             message = f"{self._duplicates} of {total} rows stand in the file before"
             raise _Stop(RowProblem("duplicate_rows", message, fix="keep one of each; epochs repeat rows"))
@@ -290,9 +286,9 @@ class Inspection:
     def _audit_some(self, chosen: Mapping[bytes, list[int]]) -> None:
         """Encode the sample, and every row whose size allows it to be over max_length."""
         held = {number: digest for digest, numbers in chosen.items() for number in numbers}
-        kept = {number: row for number, row in self._sample.kept().items() if number not in held}
+        kept = {number: row for number, row in self._census.sample.kept().items() if number not in held}
         self._encode([(number, line, b"", orjson.loads(text)) for number, (line, text) in kept.items()])
-        wanted = (self._sample.numbers | set(self._large)) - held.keys() - kept.keys()
+        wanted = (self._census.sample.numbers | set(self._census.large)) - held.keys() - kept.keys()
         todo, chars = list[Todo](), 0
         for number, line, value in self._reader.some(wanted | held.keys() if self._sinks else wanted):
             if isinstance(value, RowProblem):
@@ -310,7 +306,7 @@ class Inspection:
 
     def _encode_all(self, chosen: Mapping[bytes, list[int]]) -> None:
         """Encode every row to train: the tokenizer reads some in its own thread while others are looked at."""
-        self._counted = self._sample.numbers
+        self._counted = self._census.sample.numbers
         audit = self._audit
         before: list[tuple[list[Todo], Started]] = []
         with ThreadPoolExecutor(1) as pool:

@@ -11,7 +11,7 @@ import numpy as np
 from core.chat_templates import ChatEncoder, Encoded, Prepared
 from core.errors import DropforgeError
 from core.formats.rows import RowProblem
-from core.jinja_sandbox import TemplateRefusedError
+from core.template_text import TemplateRefusedError
 from core.validation.rows import TrainingRow, row_chars
 
 TOO_LONG_POLICIES = ("reject", "drop", "truncate")

@@ -11,6 +11,7 @@ and the one of the embedded model.
 
 import argparse
 import json
+import os
 import random
 import re
 import resource
@@ -114,7 +115,10 @@ def read_values(path: Path) -> None:
 
 
 def process(*command: str) -> None:
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    """Run a command as an installed program runs: with its bytecode kept, whatever our own environment says."""
+    kept = {"PYTHONPYCACHEPREFIX": str(Path(tempfile.gettempdir()) / "dropforge-bench-bytecode")}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | kept
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
 
 
 def best(rounds: int, work: Work) -> dict[str, tuple[float, float]]:

@@ -31,6 +31,7 @@ ADAPTERS = {
     "core/formats/": "pyarrow",
     "core/tokenizer_files.py": "tokenizers",
     "core/byte_lengths.py": "tokenizers",
+    "core/pieces.py": "tokenizers",
     "inference/model_slot.py": "torch transformers",
     "inference/engine/": "torch transformers",
     "monitoring/reports/": "numpy requests apprise",
@@ -39,7 +40,8 @@ CORE_LEVELS = (
     "errors paths",
     "atomic logs gpu",
     "settings hosts lineage control status job_queue checkpoints drop verdicts provenance model_card",
-    "services formats chat_templates chatml jinja_sandbox tokenizer_files memory_estimate byte_lengths",
+    "services formats chat_templates chatml jinja_sandbox template_text tokenizer_files memory_estimate byte_lengths"
+    " pieces",
     "validation ledger lineage_tracker verification ledger_curve",
     "daemon commands cli",
 )

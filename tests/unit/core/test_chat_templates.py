@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from core.chat_templates import ChatEncoder
 from core.chatml import TurnMarks, chatml_template, render_chatml
 from core.errors import ModelError
-from core.jinja_sandbox import TemplateRefusedError
+from core.template_text import TemplateRefusedError
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>", "<|hdr|>", "<|/hdr|>"]
 WORDS = ["first question", "a longer answer, with  two spaces\n\nand lines", "Ünïcode ⓪①① — text", "<think>"]

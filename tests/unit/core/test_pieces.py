@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections.abc import Sequence
 from itertools import product
+from typing import Any  # parts of tokenizers
 
 import numpy as np
 import pytest
@@ -56,7 +58,7 @@ KINDS = [
 ]
 
 
-def make(cut: object, normalizer: object = None, special: object = tuple(SPECIAL)) -> Tokenizer:
+def make(cut: Any, normalizer: Any = None, special: Sequence[str] = SPECIAL) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = cut
     tokenizer.normalizer = normalizer

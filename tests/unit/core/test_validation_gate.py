@@ -119,7 +119,7 @@ def test_a_gate_that_raises_refuses_and_shows_no_row(
     def broken(*_args: object, **_kwargs: object) -> object:
         raise KeyError("sec" + "ret row text")
 
-    monkeypatch.setattr("core.validation.inspection.sha256", broken)
+    monkeypatch.setattr("core.validation.census.sha256", broken)
     folder, verdict = gates.drop(lines([chat()]))
     assert (verdict["state"], verdict["code"]) == ("rejected", "gate_error")
     assert "secret" not in json.dumps(verdict) + caplog.text
