@@ -1,6 +1,6 @@
 """The n-th open, write, fsync, rename or mkdir of the daemon fails once: nothing is lost, and it heals by itself.
 
-    python -m scripts.reliability.intake_faults [--runs 300] [--workers 2]
+    python -m scripts.reliability.intake_faults [--runs 300] [--workers 2] [--only mkdir]
 
 strace makes the k-th call of the main thread fail with ENOSPC, EIO, EMFILE, EROFS or EDQUOT. The daemon must go on
 (exit 0 when idle) or end with exit 4 (2 when it is its configuration that cannot be read) and one line; a second,
@@ -83,10 +83,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=300)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--only", choices=SPANS, help="of those runs the ones in which this call fails")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "dropforge-intake-faults")
     options = parser.parse_args()
     began = time.monotonic()
     chosen = faults(options.runs, first_open_of_ours(options.folder / "trace"))
+    chosen = [fault for fault in chosen if options.only in (None, fault[0])]
     shares = [chosen[at :: options.workers] for at in range(options.workers)]
     with ThreadPoolExecutor(options.workers) as pool:
         results = list(pool.map(work, [options.folder / str(at) for at in range(options.workers)], shares))
