@@ -155,6 +155,17 @@ def test_rows_of_the_second_half_count_for_the_share_that_must_fit(tmp_path: Pat
     assert inspect(path, None, 2, bad_rows="set_aside") == inspect(path, None, 1, bad_rows="set_aside")
 
 
+def test_rows_that_the_second_process_takes_for_another_spec_are_not_taken_over(
+    tmp_path: Path, taken: list[int]
+) -> None:
+    prose = [json.dumps({"text": f"{number} " + "p" * 90}) for number in range(32)]
+    path = write(tmp_path, [*GOOD[:125], *prose, *GOOD[125:]])  # the second half begins among them
+    assert inspect(path, None, 2, bad_rows="set_aside", bad_rows_limit=1.0) == inspect(
+        path, None, 1, bad_rows="set_aside", bad_rows_limit=1.0
+    )
+    assert taken == [0]
+
+
 def test_a_second_process_that_stops_early_spares_what_it_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: list[int]
 ) -> None:
