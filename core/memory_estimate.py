@@ -30,7 +30,7 @@ _FP32 = 4
 _MOMENTS = 2
 _KEYS = 192  # that a query looks at on average: in a chat corpus 142, in documents of 1,024 tokens 512
 _NF4 = 0.52  # bytes a weight: 4 bits and their scales, quantized themselves (arXiv 2305.14314, section 3)
-_LORA_TEMPORARIES = 1.4  # measured: peft's layers make so many times what they keep on their way
+_LORA_TEMPORARIES = 1.4  # measured: with what the allocator leaves unused, so many times what they keep
 _LOGIT_BUFFERS = 3  # logits, their log-softmax, one temporary
 
 

@@ -88,8 +88,8 @@ def attend(
         return blocks[None], None
     if q_THC.dtype == torch.bfloat16:  # sdpa on a CPU takes two to four times as long in it
         q_THC, k_TGC, v_TGC = (x.float() for x in (q_THC, k_TGC, v_TGC))
-    documents = zip(*(x.split(layout.lengths) for x in (q_THC, k_TGC, v_TGC)), strict=True)
-    parts = [_attend_alone(*document, scaling, dropout, sliding_window) for document in documents]
+    documents = zip(*(torch.split(x, list(layout.lengths)) for x in (q_THC, k_TGC, v_TGC)), strict=True)
+    parts = [_attend_alone(q, k, v, scaling, dropout, sliding_window) for q, k, v in documents]
     return torch.cat(parts)[None].to(query.dtype), None
 
 

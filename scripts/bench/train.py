@@ -4,15 +4,14 @@
         [--python PYTHON_WITH_TRL] [--only NAME ...] [--results FILE]
 
 Every contestant trains the same random rows with the same objective (all tokens) and AdamW (1e-3, 0.9, 0.95), 8 rows
-a step, from the same weights, in a process of its own with the same environment (the allocator's settings that the
+a step, from the same weights, in a process of its own with the same environment (the memory settings that the
 daemon gives its trainer); rounds are interleaved and medians printed. Everybody computes in fp32 but `ours`,
 `ours_2048` and `ours_lora`, which take what `fp_precision: auto` takes on this machine, and the rows named bf16. The
 share of the matmul rate is against a large fp32 product in the same process, and against one in the contestant's own
 format. Wall clock counts on a quiet machine; the rate per second of processor time says more on a busy one. The first
 step is not timed for anybody. `loss` is the mean over 24 other rows afterwards, measured by one function for all.
 `--results` keeps the runs of several calls in one file; the table is over all of them. TRL needs an interpreter that
-has it
-(`--python`):
+has it (`--python`):
 
     python -m venv /tmp/peers && echo "$PWD/.venv/lib/python3.11/site-packages" > \\
         /tmp/peers/lib/python3.11/site-packages/main.pth
@@ -59,6 +58,7 @@ ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "67108864",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
     "TOKENIZERS_PARALLELISM": "false",
 }
 SHAPES = {

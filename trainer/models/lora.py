@@ -49,7 +49,7 @@ class _WithAdapter(torch.autograd.Function):
         return d_x_TI, None, None, d_low_TR.T @ x_TI, (d_out_TO.T @ low_TR).mul_(ctx.scale), None
 
 
-class LeanLinear(Linear):  # type: ignore[misc]  # peft is untyped
+class LeanLinear(Linear):
     """peft's layer, without its temporaries while it is trained in one format."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
