@@ -154,7 +154,7 @@ class CsvReader(RecordReader):
             fix = f"write it with {self._delimiter!r}" + (", or name it NAME.tsv" if other == "\t" else "")
             raise FormatError(RowProblem("bad_json", message, fix=fix), line)
         if len(set(fields)) < len(fields) or not all(name.strip() for name in fields):
-            message = f"the header line has empty or repeated names: {', '.join(fields)[:100]}"
+            message = f"the header line has empty or repeated names: {', '.join(map(repr, fields))[:100]}"
             raise FormatError(RowProblem("bad_json", message, fix="name every column once in the first line"), line)
         return fields
 

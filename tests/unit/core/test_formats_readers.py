@@ -337,3 +337,11 @@ def test_content_that_is_not_what_the_name_says_has_a_fix(tmp_path: Path, suffix
     with pytest.raises(FormatError) as caught:
         check_content(tmp_path / f"x{suffix}")
     assert caught.value.fix.startswith("give it the suffix of what it is")
+
+
+@pytest.mark.parametrize("header", ['"\n"', '"a\nb","a\nb"', '"\x1b[2J",""'])
+def test_names_of_a_header_are_shown_on_one_line_whatever_they_hold(tmp_path: Path, header: str) -> None:
+    (tmp_path / "x.csv").write_text(header + "\n1,2\n")
+    with pytest.raises(FormatError) as raised:
+        list(open_rows(tmp_path / "x.csv").batches())
+    assert raised.value.problem.message.isprintable() and "empty or repeated" in raised.value.problem.message
