@@ -93,6 +93,7 @@ def second_half(path: Path, plan: Plan, specs: Sequence[DatasetSpec]) -> Iterato
         yield None
         return
     if child == 0:
+        os.close(read_end)  # else the pipe would outlive whoever reads it, and this process its parent
         _run_child(path, start, plan, specs, write_end)
     os.close(write_end)
     try:

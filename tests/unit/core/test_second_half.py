@@ -2,7 +2,9 @@
 
 import json
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -226,3 +228,41 @@ def test_a_file_without_its_last_line_end_is_hashed_whole(tmp_path: Path, taken:
     path = write(tmp_path, GOOD, "")
     one, two = inspect(path, None, 1)[0], inspect(path, None, 2)[0]
     assert one.stats["sha256"] == two.stats["sha256"] and taken[0] > 100
+
+
+_READER = """
+import os, sys, time
+from pathlib import Path
+from core.validation import DATASET_SPECS, second_half
+from core.validation.plan import Plan
+second_half._LEAST_BYTES = 1
+os.sched_getaffinity = lambda _: {0, 1}
+with second_half.second_half(Path(sys.argv[1]), Plan(DATASET_SPECS, level="quick"), list(DATASET_SPECS.values())):
+    print(Path(f"/proc/self/task/{os.getpid()}/children").read_text(), flush=True)
+    time.sleep(600)
+"""
+
+
+def test_the_second_process_ends_when_the_first_is_killed_before_it_listened(
+    tmp_path: Path, wait_until: Callable[..., None]
+) -> None:
+    path = tmp_path / "large.jsonl"
+    path.write_text(
+        "".join(json.dumps(chat(number, "fine")) + "\n" for number in range(20_000))
+    )  # more than a pipe holds
+    argv = [sys.executable, "-c", _READER, str(path)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as reader:
+        try:
+            assert reader.stdout is not None
+            child = int(reader.stdout.readline())
+            wait_until(lambda: "pipe" in Path(f"/proc/{child}/wchan").read_text())
+        finally:
+            reader.kill()
+    wait_until(lambda: not _lives(child))
+
+
+def _lives(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
