@@ -20,7 +20,7 @@ from core.errors import GateFailedError, ModelError
 from core.status import iso_now
 from core.template_text import TemplateRefusedError
 from inference.constrained import Constraints
-from inference.engine.loading import load_base, weights_of, with_adapter
+from inference.engine.loading import context_limit, load_base, weights_of, with_adapter
 from inference.engine.room import tokens_that_fit
 from inference.engine.runner import Runner
 from inference.generation import TILE_TOKENS, Canary, Chunk, Model, TokenScore
@@ -111,10 +111,10 @@ class Loader:
             folder = stored.folder if base is None else base.folder  # never read when the base is in memory
             shared = yield from self._full(folder, stored.base_sha256)
             network = with_adapter(shared, stored.folder)
-        limit = getattr(network.config.get_text_config(), "max_position_embeddings", None) or _MOST_CONTEXT_TOKENS
+        limit = context_limit(network) or _MOST_CONTEXT_TOKENS
         room = tokens_that_fit(network)
         threads = self._threads if weights_of(network) >= _GAINS_FROM_THREADS else 1
-        runner = Runner(network, min(int(limit), _MOST_CONTEXT_TOKENS, room), room, threads)
+        runner = Runner(network, min(limit, _MOST_CONTEXT_TOKENS, room), room, threads)
         constraints = Constraints(encoder, runner.vocabulary)
         return ModelSlot(stored.id, stored, encoder, runner, network, shared, constraints, threads)
 

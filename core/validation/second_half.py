@@ -11,7 +11,7 @@ Effects  one child process, which ends with the pass; the file's own SHA-256 is 
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -100,8 +100,16 @@ def second_half(path: Path, plan: Plan, specs: Sequence[DatasetSpec]) -> Iterato
         yield SecondHalf(start, read_end)
     finally:
         os.close(read_end)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        _end(child)
+
+
+def _end(child: int) -> None:
+    """Wait for it, or end it first. Where children are not waited for (SIGCHLD ignored by whoever started us), it may
+    have gone by itself, and its number may be another's: so it is asked for as a child of ours only."""
+    with suppress(ChildProcessError):
+        if os.waitpid(child, os.WNOHANG) == (0, 0):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
 
 
 def _start(path: Path) -> int:

@@ -6,6 +6,7 @@ Errors   ModelError naming the file and the field; never a pickle, never code fr
 
 import copy
 import math
+import re
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any  # adapter_config.json has any shape; the fields that matter are checked below
@@ -24,6 +25,7 @@ from inference.engine.layers import JoinedLinear, JoinedPart, LowRank, PackedLin
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+_MODULE_NAME = re.compile(r"\w+(\.\w+)*", re.ASCII)
 _SLICE_LAYERS = 8  # linears packed between two steps of the streams that run meanwhile
 # Variants of LoRA whose arithmetic is not the plain pair; serving one as a plain pair would give wrong answers
 # silently.
@@ -107,6 +109,27 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), leaf, module)
 
 
+def context_limit(model: PreTrainedModel) -> int | None:
+    """The longest context in tokens that the model is made for; None when it does not say.
+
+    Rotary embeddings of the kinds `dynamic` and `longrope` take other frequencies once a context is longer than the
+    model was trained with. A step holds contexts of all lengths, so they end where the frequencies would change.
+    """
+    limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for module in model.modules():
+        kinds: Any = getattr(module, "rope_type", None)
+        names = kinds.values() if isinstance(kinds, dict) else [kinds]
+        if any(isinstance(name, str) and ("dynamic" in name or name == "longrope") for name in names):
+            limit = min(filter(None, (limit, *_trained_lengths(model.config))))
+    return limit
+
+
+def _trained_lengths(config: Any) -> list[int]:  # Any: a transformers config of any architecture
+    parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    each = [parameters, *(part for part in parameters.values() if isinstance(part, dict))]
+    return [part["original_max_position_embeddings"] for part in each if "original_max_position_embeddings" in part]
+
+
 def weights_of(model: PreTrainedModel) -> int:
     """How many numbers the model's weights hold, packed ones too."""
     packed = (t for module in model.modules() if isinstance(module, PackedLinear) for t in module.shared())
@@ -139,6 +162,10 @@ def _adapter_config(path: Path) -> dict[str, Any]:
     refused = [field for field in _REFUSED_ADAPTER_FIELDS if config.get(field)]
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
         refused.append("peft_type" if config.get("peft_type") != "LORA" else "bias")
+    # peft reads the keys as regular expressions: only those are taken that mean the same as plain names
+    refused += [
+        f"alpha_pattern {key!r}" for key in config.get("alpha_pattern") or {} if not _MODULE_NAME.fullmatch(key)
+    ]
     if refused:
         raise ModelError(f"only plain LoRA adapters are served; this one sets {', '.join(refused)}", where=str(path))
     return config
@@ -159,10 +186,8 @@ def _adapter_pairs(path: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
 
 def _scale(config: dict[str, Any], name: str, rank: int) -> float:
     """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (arXiv:2312.03732)."""
-    alpha = config["lora_alpha"]
-    for pattern, own in (config.get("alpha_pattern") or {}).items():
-        if name == pattern or name.endswith(f".{pattern}"):
-            alpha = own
+    own = (config.get("alpha_pattern") or {}).items()
+    alpha = next((a for part, a in own if name == part or name.endswith(f".{part}")), config["lora_alpha"])
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -197,6 +198,16 @@ def test_a_second_process_that_fails_costs_time_and_nothing_else(
         monkeypatch.setattr(msgspec.msgpack, "encode", lambda found: encode(found)[:-100])
     assert inspect(path, None, 2) == inspect(path, None, 1)
     assert taken == [0]
+
+
+def test_where_ended_children_vanish_by_themselves_nothing_is_missed(tmp_path: Path, taken: list[int]) -> None:
+    path = write(tmp_path, GOOD)
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert inspect(path, None, 2) == inspect(path, None, 1)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert taken[0] > 100
 
 
 def test_where_no_process_is_to_be_had_one_reads_all(
