@@ -256,7 +256,9 @@ def _refused_by_sidecar(path: Path, base: dict[str, Any], error: SidecarError) -
 
 def _unreadable(error: OSError) -> dict[str, Any]:
     words = f"the file cannot be read: {error.strerror or error}"
-    return _words(RowProblem("unreadable", words, fix="check the disk and the file's permissions, then retry"))
+    changed = error.errno == errno.EBUSY
+    fix = "let its writer finish, then retry" if changed else "check the disk and the file's permissions, then retry"
+    return _words(RowProblem("unreadable", words, fix=fix))
 
 
 def _missing(error: ResourceError) -> dict[str, Any]:

@@ -286,23 +286,25 @@ class Inspection:
     def _audit_some(self, chosen: Mapping[bytes, list[int]]) -> None:
         """Encode the sample, and every row whose size allows it to be over max_length."""
         held = {number: digest for digest, numbers in chosen.items() for number in numbers}
+        audit = self._audit
+        for todo in _in_pieces(self._rows_to_audit(held)):
+            if audit is not None:
+                self._take(todo, audit.start([row for *_, row in todo], None), audit, keep=False)
+
+    def _rows_to_audit(self, held: Mapping[int, bytes]) -> Iterator[Todo]:
+        """The sample first; held-out rows are handed on."""
         kept = {number: row for number, row in self._census.sample.kept().items() if number not in held}
-        self._encode([(number, line, b"", orjson.loads(text)) for number, (line, text) in kept.items()])
+        for number, (line, text) in kept.items():
+            yield number, line, b"", orjson.loads(text)
         wanted = (self._census.sample.numbers | set(self._census.large)) - held.keys() - kept.keys()
-        todo, chars = list[Todo](), 0
         for number, line, value in self._reader.some(wanted | held.keys() if self._sinks else wanted):
             if isinstance(value, RowProblem):
                 continue
             row = self._training(value)
             if number in held:
                 self._hold_out(number, held[number], row)
-                continue
-            todo.append((number, line, b"", row))
-            chars += row_chars(row)
-            if len(todo) >= _ENCODED_ROWS or chars >= _ENCODED_CHARS:
-                self._encode(todo)
-                todo, chars = [], 0
-        self._encode(todo)
+            else:
+                yield number, line, b"", row
 
     def _encode_all(self, chosen: Mapping[bytes, list[int]]) -> None:
         """Encode every row to train: the tokenizer reads some in its own thread while others are looked at."""
@@ -310,7 +312,7 @@ class Inspection:
         audit = self._audit
         before: list[tuple[list[Todo], Started]] = []
         with ThreadPoolExecutor(1) as pool:
-            for todo in self._chunks_to_train(chosen):
+            for todo in _in_pieces(self._rows_to_train(chosen)):
                 if audit is not None:
                     before.append((todo, audit.start([row for *_, row in todo], pool)))
                     if len(before) > 1:
@@ -318,9 +320,8 @@ class Inspection:
             if audit is not None and before:
                 self._take(*before[0], audit, keep=True)
 
-    def _chunks_to_train(self, chosen: Mapping[bytes, list[int]]) -> Iterator[list[Todo]]:
-        """The rows to train, some hundred at a time; held-out ones are handed on, all others looked at."""
-        todo, chars = list[Todo](), 0
+    def _rows_to_train(self, chosen: Mapping[bytes, list[int]]) -> Iterator[Todo]:
+        """The rows to train; held-out ones are handed on, all others looked at."""
         for batch in self._reader.batches():
             for number, digest, row in identified(self.spec, self.columns, batch, self._bad) if self.spec else ():
                 line = batch.lines[number - batch.first]
@@ -331,13 +332,7 @@ class Inspection:
                     self._content.look(line, row)
                 if self._plan.looks is not None:
                     self._plan.looks.look(line, digest, row)
-                todo.append((number, line, digest, row))
-                chars += row_chars(row)
-                if len(todo) >= _ENCODED_ROWS or chars >= _ENCODED_CHARS:
-                    yield todo
-                    todo, chars = [], 0
-        if todo:
-            yield todo
+                yield number, line, digest, row
 
     def _training(self, value: Mapping[str, Any]) -> TrainingRow:
         assert self.spec is not None  # noqa: S101  # _judge_first_pass stops a file without one
@@ -346,11 +341,6 @@ class Inspection:
     def _hold_out(self, number: int, digest: bytes, row: TrainingRow) -> None:
         if self._sinks is not None:
             self._sinks.held_out(number, digest, row)
-
-    def _encode(self, todo: list[Todo]) -> None:
-        audit = self._audit
-        if audit is not None and todo:
-            self._take(todo, audit.start([row for *_, row in todo], None), audit, keep=False)
 
     def _take(self, todo: list[Todo], begun: Started, audit: LabelAudit, *, keep: bool) -> None:
         """Judge encoded rows, and hand them on."""
@@ -394,3 +384,16 @@ class Inspection:
             raise _Stop(RowProblem("too_long", "every row is over hyperparams.max_length", fix="shorten the rows"))
         if not self.issues.errors and (suspicion := self.stats.suspicion()):
             self.issues.warn("mask_suspect", message=suspicion)
+
+
+def _in_pieces(rows: Iterator[Todo]) -> Iterator[list[Todo]]:
+    """Some hundred rows at a time, fewer where they are long: what is encoded at once stands in memory at once."""
+    todo, chars = list[Todo](), 0
+    for each in rows:
+        todo.append(each)
+        chars += row_chars(each[3])
+        if len(todo) >= _ENCODED_ROWS or chars >= _ENCODED_CHARS:
+            yield todo
+            todo, chars = [], 0
+    if todo:
+        yield todo

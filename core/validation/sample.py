@@ -33,7 +33,7 @@ class RowSample:
             entry = (-int(keys[index]), numbers[index], *kept)
             if len(self._heap) < AUDITED_ROWS:
                 heapq.heappush(self._heap, entry)
-            elif entry > self._heap[0]:
+            elif entry[0] > self._heap[0][0]:  # of equal rows the first, however many are offered at once
                 heapq.heapreplace(self._heap, entry)
 
     @property

@@ -8,6 +8,7 @@ Reads    the data file         Writes   a pipe
 Effects  one child process, which ends with the pass; the file's own SHA-256 is made here, over every byte
 """
 
+import errno
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -78,8 +79,9 @@ def second_half(path: Path, plan: Plan, specs: Sequence[DatasetSpec]) -> Iterato
         specs: one of these it will be; the first that fits is taken.
 
     Raises:
-        OSError: the disk fails.
+        OSError: the disk fails, or the file changed meanwhile: two have read it, perhaps not the same.
     """
+    before = _state(path)
     start = _start(path) if plan.level == "quick" else 0
     if not start:
         yield None
@@ -98,9 +100,16 @@ def second_half(path: Path, plan: Plan, specs: Sequence[DatasetSpec]) -> Iterato
     os.close(write_end)
     try:
         yield SecondHalf(start, read_end)
+        if _state(path) != before:
+            raise OSError(errno.EBUSY, "it changed while it was read", str(path))
     finally:
         os.close(read_end)
         _end(child)
+
+
+def _state(path: Path) -> tuple[int, int]:
+    facts = path.stat()
+    return facts.st_size, facts.st_mtime_ns
 
 
 def _end(child: int) -> None:

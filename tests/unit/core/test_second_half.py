@@ -5,7 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from hypothesis import strategies as st
 from core.chat_templates import ChatEncoder
 from core.formats import bytes_in
 from core.lineage import Sidecar
-from core.validation import DATASET_SPECS, second_half
+from core.validation import DATASET_SPECS, inspection, second_half
 from core.validation.contamination import SuiteIndex
 from core.validation.inspection import Inspection
+from core.validation.labels import LabelAudit
 from core.validation.plan import Plan
-from core.validation.rows import prompt_sha256
+from core.validation.rows import prompt_sha256, row_chars
+from core.validation.sample import RowSample
 from core.validation.second_half import SecondHalf
 from tests.gate_kit import chat, save_tokenizer
 
@@ -76,9 +79,9 @@ def inspect(path: Path, encoder: ChatEncoder | None, processes: int, **more: Any
     with pytest.MonkeyPatch.context() as patch:
         if processes == 1:
             patch.setattr(second_half, "_LEAST_BYTES", 1 << 60)
-        inspection = Inspection(path, Sidecar(), plan)
-        result = inspection.run()
-    census = inspection._census
+        made = Inspection(path, Sidecar(), plan)
+        result = made.run()
+    census = made._census
     drawn = (
         census.draw.chosen(),
         census.sample.numbers,
@@ -210,6 +213,51 @@ def test_where_ended_children_vanish_by_themselves_nothing_is_missed(tmp_path: P
     assert taken[0] > 100
 
 
+def test_a_file_that_is_written_to_while_two_read_it_gets_no_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, take = write(tmp_path, GOOD), SecondHalf.take
+
+    def write_between(self: SecondHalf, row: int, line: int) -> int:
+        found = take(self, row, line)
+        with path.open("r+b") as file:
+            file.seek(-20, os.SEEK_END)
+            file.write(b"garbage")
+        return found
+
+    monkeypatch.setattr(SecondHalf, "take", write_between)
+    with pytest.raises(OSError, match="changed while it was read"):
+        inspect(path, None, 2)
+
+
+def test_no_more_rows_are_encoded_at_once_than_their_length_allows(
+    tmp_path: Path, encoder: ChatEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once: list[int] = []
+    start = LabelAudit.start
+
+    def spy(self: LabelAudit, rows: Sequence[Any], pool: Any) -> Any:
+        at_once.append(sum(map(row_chars, rows)))
+        return start(self, rows, pool)
+
+    monkeypatch.setattr(LabelAudit, "start", spy)
+    monkeypatch.setattr(inspection, "_ENCODED_CHARS", 2_000)
+    inspect(write(tmp_path, GOOD), encoder, 1)
+    assert len(at_once) > 2
+    assert max(at_once) < 2_200
+
+
+@given(st.lists(st.integers(0, 600), min_size=1_200, max_size=1_400), st.integers(1, 900))
+@settings(max_examples=20, deadline=None)
+def test_equal_rows_are_drawn_alike_however_many_are_offered_at_once(rows: list[int], size: int) -> None:
+    digests = [sha256(str(row).encode()).digest() for row in rows]
+    whole, pieces = RowSample(0), RowSample(0)
+    whole.offer(range(len(rows)), digests)
+    for first in range(0, len(rows), size):
+        pieces.offer(range(first, min(first + size, len(rows))), digests[first : first + size])
+    assert whole.numbers == pieces.numbers
+
+
 def test_where_no_process_is_to_be_had_one_reads_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: list[int]
 ) -> None:
@@ -244,7 +292,8 @@ def test_a_file_without_its_last_line_end_is_hashed_whole(tmp_path: Path, taken:
 _READER = """
 import os, sys, time
 from pathlib import Path
-from core.validation import DATASET_SPECS, second_half
+from core.validation import DATASET_SPECS, inspection, second_half
+from core.validation.labels import LabelAudit
 from core.validation.plan import Plan
 second_half._LEAST_BYTES = 1
 os.sched_getaffinity = lambda _: {0, 1}
