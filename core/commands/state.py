@@ -67,7 +67,7 @@ def _show_status(workspace: Workspace, doc: dict[str, Any]) -> None:
             ("why", daemon.get("reason")),
             ("queue", _queue_line(workspace, daemon.get("queue") or {})),
             ("training", _training_line(training)),
-            ("serving", _serving_line(deployment)),
+            ("serving", _serving_line(deployment, stopped=daemon.get("state") == "stopped")),
         ]
     )
     if daemon.get("config_error"):
@@ -135,9 +135,12 @@ def _training_line(training: dict[str, Any]) -> str | None:
     return ", ".join(parts)
 
 
-def _serving_line(deployment: dict[str, Any]) -> str | None:
+def _serving_line(deployment: dict[str, Any], *, stopped: bool) -> str | None:
+    """What the daemon last saw: while it is stopped nobody looks, and under `up` the server ends with it."""
     if not deployment:
         return None
+    if stopped:
+        return f"{deployment.get('serving') or 'nothing'} when the daemon stopped"
     if not deployment.get("ok", True):
         return f"{deployment.get('serving') or 'unknown'} (server does not answer: {deployment.get('error')})"
     return f"{deployment.get('serving') or 'nothing yet'} at {deployment.get('url')}"

@@ -376,7 +376,7 @@ class Inspection:
 
     def _judge_labels(self) -> None:
         if self._plan.encoder is None:
-            self.issues.warn("labels_unchecked")
+            self.issues.warn("labels_unchecked", message="no tokenizer yet: dropforge up makes it, then check again")
             return
         if self.stats.truncated_rows:
             self.issues.warn("truncated", self.stats.truncated_rows)
