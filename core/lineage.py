@@ -115,10 +115,11 @@ def read_sidecar(path: Path) -> Sidecar:
         if path.is_symlink():
             raise SidecarError("sidecar_mismatch", "the sidecar is a symlink", fix="copy the file itself") from error
         raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        fix = "put the file itself there, or remove it"
+        raise SidecarError("sidecar_mismatch", "the sidecar is not a regular file", fix=fix)
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            fix = "put the file itself there, or remove it"
-            raise SidecarError("sidecar_mismatch", "the sidecar is not a regular file", fix=fix)
         data = file.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
         raise SidecarError("sidecar_mismatch", "the sidecar is over 1 MiB", fix="move the bulk into another file")

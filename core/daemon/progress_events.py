@@ -6,6 +6,7 @@ Reads    queue/active, the ended lanes, the catalogue          Errors  none
 from core.daemon.catalogue_view import CatalogueView
 from core.daemon.context import Context
 from core.errors import DropforgeError
+from core.job_queue import Job
 from core.paths import ENDED_LANES
 
 
@@ -29,10 +30,17 @@ class ProgressEvents:
         if now != self._active:
             if self._active is not None:
                 self._tell_end(self._active)
-            if now is not None:
-                self._context.events.emit("job_active", "its training has begun", job_id=now)
+            if active is not None:
+                self._tell_begin(active)
             self._active = now
         self._tell_commits()
+
+    def _tell_begin(self, job: Job) -> None:
+        try:
+            name = job.verdict()["file"]
+        except DropforgeError:  # it has gone on already
+            name = job.job_id
+        self._context.events.emit("job_active", f"{name}: its training has begun", job_id=job.job_id)
 
     def _tell_end(self, job_id: str) -> None:
         try:
@@ -41,11 +49,11 @@ class ProgressEvents:
         except DropforgeError:
             return
         if job.lane in ENDED_LANES:
-            text = verdict["message"] or f"{verdict['file']}: {job.lane}"
+            text = f"{verdict['file']}: {verdict['message'] or job.lane}"
             facts = {"code": verdict["code"], "checkpoint": verdict["checkpoint"]}
             self._context.events.emit(f"job_{job.lane}", text, job_id=job_id, **facts)
         else:
-            self._context.events.emit("job_requeued", f"it waits again in {job.lane}", job_id=job_id)
+            self._context.events.emit("job_requeued", f"{verdict['file']} waits again in {job.lane}", job_id=job_id)
 
     def _tell_commits(self) -> None:
         present = {checkpoint.id for checkpoint in self._view.committed}

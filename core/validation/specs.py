@@ -120,8 +120,11 @@ class DatasetSpec:
         elif error.validator == "enum":
             message = f"{name} is {_short(error.instance)}, not one of {', '.join(map(str, rule))}"
             fix = _enum_fix(instance, rule)
+        elif error.validator == "minItems" and instance:
+            message = f"{name} has {len(instance)} of at least {rule} entries"
+            fix = "a chat to train on ends with the assistant's turn: add it" if name == "messages" else None
         elif error.validator in ("minItems", "minLength") or rule == "\\S":
-            message = f"{name} is empty or too short"
+            message = f"{name} is empty"
         else:
             message = f"{name} breaks {error.validator} {_short(rule)}: {_short(error.instance)}"
         return RowProblem("spec_mismatch", f"not {self.name}: {message}", None, field, fix)

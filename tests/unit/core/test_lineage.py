@@ -1,6 +1,7 @@
 """Sidecars are read with care and merged without loss."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,11 @@ def test_without_a_sidecar_the_generator_is_manual(tmp_path: Path) -> None:
     assert "manual" in GENERATORS
 
 
-def test_a_fifo_in_place_of_a_sidecar_neither_blocks_nor_passes(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "x.meta.json")
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_fifo_or_folder_in_place_of_a_sidecar_neither_blocks_nor_passes(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / "x.meta.json")
     with pytest.raises(SidecarError, match="regular file"):
         read_sidecar(tmp_path / "x.meta.json")
 

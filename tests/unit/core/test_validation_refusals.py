@@ -66,6 +66,12 @@ def test_rows_of_from_and_value_are_sent_to_their_spec(gates: Gates, key: str) -
     assert verdict["code"] == "spec_mismatch" and "use the spec sharegpt_v1" in verdict["fix"]
 
 
+def test_a_chat_without_an_answer_is_told_what_it_lacks(gates: Gates) -> None:
+    _, verdict = gates.drop('{"messages": [{"role": "user", "content": "What is a lease?"}]}\n')
+    assert "1 of at least 2" in verdict["message"]
+    assert "assistant" in verdict["fix"]
+
+
 def test_all_errors_are_found_in_one_attempt(gates: Gates) -> None:
     text = lines(chat(i) for i in range(40)) + "{bad\n" + lines([{"messages": []}]) + '{"a": 1, "a": 2}\n'
     _, verdict = gates.drop(text, {"spec": "chat_sft_v1"})
