@@ -23,6 +23,7 @@ from core.paths import Workspace, display_name
 from core.status import STALE_AFTER_S, age_s, read_status
 from core.verdicts import all_verdicts, jobs_called, whole_verdict
 
+_PAUSED = "inbox/control/pause is there (dropforge resume)"  # when no other reason was given
 _REFRESH_S = 1.0
 _FOLLOW_S = 0.2
 _TOLD = 3  # answers to requests that status repeats
@@ -64,7 +65,7 @@ def _show_status(workspace: Workspace, doc: dict[str, Any]) -> None:
         [
             ("root", workspace.root),
             ("daemon", _daemon_line(daemon)),
-            ("why", daemon.get("reason")),
+            ("why", daemon.get("reason") or (_PAUSED if daemon.get("state") == "paused" else None)),
             ("queue", _queue_line(workspace, daemon.get("queue") or {})),
             ("training", _training_line(training)),
             ("serving", _serving_line(deployment, stopped=daemon.get("state") == "stopped")),
