@@ -227,7 +227,7 @@ class ServiceClient:
             raise ServiceUnavailable(
                 f"{self._name} does not answer: {_reason(error)}",
                 where=f"{self.url}{path}",
-                fix=f"dropforge up starts it; dropforge logs {self._name} says why it ended",
+                fix=f"start it (dropforge up, or dropforge serve on its machine); its log: dropforge logs {self._name}",
             ) from error
 
     def _pause(self, attempt: int, retry_after: str | None) -> None:

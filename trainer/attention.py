@@ -38,7 +38,6 @@ class LayoutOnDevice:
 
 def to_device(layout: Layout, device: torch.device) -> LayoutOnDevice:
     """Move the index arrays of a layout to `device`."""
-
     token_of_cell, cell_of_token = (
         torch.from_numpy(x).to(device, non_blocking=True) for x in (layout.token_of_cell, layout.cell_of_token)
     )

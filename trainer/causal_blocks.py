@@ -44,8 +44,9 @@ class CausalBlocks(torch.autograd.Function):
         )
         out_BNC = torch.empty_like(q_BNC)
         kept: list[Tensor | None] = []
-        for row, (begin, end) in enumerate(_rows(blocks, heads)):
-            k_QmC, v_QmC = (_up_to(x, row, blocks, heads) for x in (k_BnC, v_BnC))
+        rows = _rows(blocks, heads)
+        for row, (begin, end) in enumerate(rows):
+            k_QmC, v_QmC = (_up_to(x, rows[: row + 1]) for x in (k_BnC, v_BnC))
             p_QNm = _probabilities(q_BNC[begin:end], k_QmC, behind, scale)
             torch.bmm(p_QNm, v_QmC, out=out_BNC[begin:end])
             kept.append(p_QNm if k_QmC.shape[1] <= KEPT_TOKENS else None)
@@ -63,8 +64,9 @@ class CausalBlocks(torch.autograd.Function):
         d_q_BNC, d_k_BnC, d_v_BnC = (torch.empty_like(x) for x in (q_BNC, k_BnC, v_BnC))
         # What the rows below have given the keys and values of the blocks above them.
         from_below: list[Tensor] = []
-        for row, (begin, end) in reversed(list(enumerate(_rows(blocks, heads)))):
-            k_QmC, v_QmC = (_up_to(x, row, blocks, heads) for x in (k_BnC, v_BnC))
+        rows = _rows(blocks, heads)
+        for row, (begin, end) in reversed(list(enumerate(rows))):
+            k_QmC, v_QmC = (_up_to(x, rows[: row + 1]) for x in (k_BnC, v_BnC))
             q_QNC, d_out_QNC, p_QNm = q_BNC[begin:end], d_out_BNC[begin:end], kept.pop()
             if p_QNm is None:
                 p_QNm = _probabilities(q_QNC, k_QmC, behind, scale)
@@ -92,14 +94,14 @@ def _rows(blocks: BlocksOnDevice, heads: int) -> list[tuple[int, int]]:
     return rows
 
 
-def _up_to(x_BnC: Tensor, row: int, blocks: BlocksOnDevice, heads: int) -> Tensor:
-    """The blocks of the rows up to this one, of the documents that reach it, as [Q, m, C].
+def _up_to(x_BnC: Tensor, rows: list[tuple[int, int]]) -> Tensor:
+    """The blocks of these rows, of the documents that reach the last of them, as [Q, m, C].
 
     Documents stand longest first, so those that reach a row are the first of every row above.
     """
-    wanted = blocks.documents_in_row[row] * heads
-    parts = [x_BnC[begin : begin + wanted] for begin, _ in _rows(blocks, heads)[: row + 1]]
-    return torch.cat(parts, 1) if row else parts[0]
+    last, end = rows[-1]
+    parts = [x_BnC[begin : begin + end - last] for begin, _ in rows]
+    return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
 
 def _behind(like: Tensor) -> Tensor:
