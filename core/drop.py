@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from core.atomic import fsync_dir, rename_durable, storage_error, write_json
 from core.errors import UsageError
@@ -21,6 +22,7 @@ from core.paths import Workspace
 
 _CHUNK_BYTES = 1 << 20
 _SIDECAR_SUFFIX = ".meta.json"
+_MARK_BYTES = 3  # of a name that stands in the inbox already, shown as twice as many characters and a dash
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +62,32 @@ def drop(
     return Dropped(target, sha256, size_bytes)
 
 
+def require_droppable(workspace: Workspace, source: Path) -> None:
+    """Ask before a drop what would make it fail.
+
+    Raises:
+        UsageError: the file cannot be read, or its name leaves no room for its sidecar's.
+    """
+    longest = os.pathconf(workspace.root, "PC_NAME_MAX") - len(_SIDECAR_SUFFIX) - 2 * _MARK_BYTES - 1
+    size_bytes = len(os.fsencode(source.name))
+    if size_bytes > longest:
+        why = f"the name has {size_bytes} bytes, which leaves no room for its sidecar"
+        raise UsageError(why, where=str(source), fix=f"shorten it to {longest} bytes")
+    with _opened(source):
+        pass
+
+
+def _opened(source: Path) -> BinaryIO:
+    try:
+        return source.open("rb")
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", where=str(source), fix="name a readable file") from error
+
+
 def _copy(source: Path, aside: Path) -> tuple[str, int]:
     """Copy and hash in one pass, fsynced. Raises UsageError for the source, OSError for the copy."""
     digest, size_bytes = hashlib.sha256(), 0
-    try:
-        reader = source.open("rb")
-    except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror}", where=str(source), fix="name a readable file") from error
-    with reader, aside.open("xb") as writer:
+    with _opened(source) as reader, aside.open("xb") as writer:
         while piece := reader.read(_CHUNK_BYTES):
             digest.update(piece)
             size_bytes += len(piece)
@@ -83,7 +103,7 @@ def _free_name(folder: Path, name: str) -> Path:
     target = folder / name
     while os.path.lexists(target) or os.path.lexists(target.with_name(target.name + _SIDECAR_SUFFIX)):
         stem, dot, suffix = name.partition(".")
-        target = folder / f"{stem}-{secrets.token_hex(3)}{dot}{suffix}"
+        target = folder / f"{stem}-{secrets.token_hex(_MARK_BYTES)}{dot}{suffix}"
     return target
 
 

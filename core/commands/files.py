@@ -15,13 +15,14 @@ import click
 
 from core.atomic import storage_error
 from core.commands.invocation import common_options, current, finish
+from core.commands.liveness import daemon_runs
 from core.commands.output import facts, say
 from core.commands.verdict_view import show_mask, show_verdict
 from core.daemon.candidates import why_ignored
-from core.drop import Dropped, drop, sidecar_beside
-from core.errors import AnswerNoError, UsageError
+from core.drop import Dropped, drop, require_droppable, sidecar_beside
+from core.errors import AnswerNoError, DataError, DropforgeError, NotFoundError, UsageError
 from core.formats import SUFFIXES
-from core.job_queue import SIDECAR_SUFFIX
+from core.job_queue import SIDECAR_SUFFIX, new_verdict
 from core.paths import Workspace, display_name
 from core.verdicts import job_ids, verdict_of
 
@@ -42,10 +43,18 @@ _files_argument = click.argument("files", metavar="FILE...", nargs=-1, required=
 def submit_command(files: tuple[Path, ...], spec: str | None, priority: str, generator: str | None, wait: bool) -> None:
     """Copy files into the inbox."""
     workspace = current().workspace()
-    files = _takeable(files)
+    files = _without_sidecars(files)
+    beside = _prepared(workspace, files)
     known = job_ids(workspace)
     told = _sidecar_facts(spec, priority, generator)
-    dropped = [drop(workspace, path, priority=priority, sidecar=sidecar_beside(path) | told) for path in files]
+    dropped: list[Dropped] = []
+    try:
+        for path, facts_beside in zip(files, beside, strict=True):
+            dropped.append(drop(workspace, path, priority=priority, sidecar=facts_beside | told))
+    except DropforgeError:
+        for done in dropped:  # the error names the next one; those that follow it were not tried
+            click.echo(f"{display_name(done.path.name)}: in the inbox", err=True)
+        raise
     nothing: list[dict[str, Any] | None] = [None] * len(dropped)
     verdicts = _wait(workspace, dropped, known) if wait else nothing
     entries = [
@@ -74,7 +83,7 @@ def check_command(
     files: tuple[Path, ...], level: str | None, spec: str | None, show_mask: int, report: Path | None, stats: bool
 ) -> None:
     """Run both gates over files where they lie; nothing is moved (exit 5 when one is refused)."""
-    files = _takeable(files)
+    files = _without_sidecars(files)
     if stats:
         _show_stats(files)
         return
@@ -85,12 +94,18 @@ def check_command(
     workspace = current().workspace()
     settings = current().settings(workspace)
     masks = max(show_mask, _MASKS_REPORTED if report is not None else 0)
-    verdicts = [check_file(path, settings, workspace, level, spec, show_mask=masks) for path in files]
+    not_taken = [_not_taken(path) for path in files]
+    verdicts = [
+        verdict or check_file(path, settings, workspace, level, spec, show_mask=masks)
+        for path, verdict in zip(files, not_taken, strict=True)
+    ]
     if report is not None:
         _write_report(report, verdicts[0])
     current().show({"files": verdicts}, lambda: _show_checked(verdicts, show_mask, report))
-    if any(verdict["state"] == "rejected" for verdict in verdicts):
+    if any(v["state"] == "rejected" and not left for v, left in zip(verdicts, not_taken, strict=True)):
         finish(AnswerNoError.exit_code)
+    if any(not_taken):
+        finish(UsageError.exit_code)
 
 
 def _write_report(target: Path, verdict: dict[str, Any]) -> None:
@@ -114,8 +129,17 @@ def _show_stats(files: tuple[Path, ...]) -> None:
     """What files say of themselves; no root and no tokenizer is needed."""
     from core.formats import file_stats  # loads numpy
 
-    found = [file_stats(path) for path in files]
+    found, code = [], 0
+    for path in files:
+        try:
+            _require_takeable(path)
+            found.append(file_stats(path))
+        except (UsageError, DataError) as error:
+            click.echo(f"error: {display_name(str(error))}", err=True)
+            code = max(code, error.exit_code)
     current().show({"files": found}, lambda: _show_facts(found))
+    if code:
+        finish(code)
 
 
 def _show_facts(found: list[dict[str, Any]]) -> None:
@@ -128,24 +152,53 @@ def _show_facts(found: list[dict[str, Any]]) -> None:
         facts([*plain, ("  columns", f"{len(columns)}: {', '.join(columns[:_COLUMNS_SHOWN])}{more}")])
 
 
-def _takeable(files: tuple[Path, ...]) -> tuple[Path, ...]:
-    """The files to look at: `FOLDER/*` names sidecars too, which are read with their files.
+def _without_sidecars(files: tuple[Path, ...]) -> tuple[Path, ...]:
+    """The files to look at: `FOLDER/*` names sidecars too, which are read with their files."""
+    beside = {path.with_name(path.name + SIDECAR_SUFFIX) for path in files if path.name}
+    return tuple(path for path in files if path not in beside)
+
+
+def _prepared(workspace: Workspace, files: tuple[Path, ...]) -> list[dict[str, object]]:
+    """The producer's facts that lie beside each file; asked before the first is dropped, so that all are or none.
 
     Raises:
-        UsageError: there is no such file, or the inbox would not take it.
+        UsageError: one of them cannot be dropped; several are named on stderr.
     """
-    beside = {path.with_name(path.name + SIDECAR_SUFFIX) for path in files}
-    wanted = tuple(path for path in files if path not in beside)
-    for path in wanted:
+    beside, refused = [], []
+    for path in files:
+        try:
+            _require_takeable(path)
+            require_droppable(workspace, path)
+            beside.append(sidecar_beside(path))
+        except UsageError as error:
+            refused.append(error)
+    for error in refused[:-1]:
+        click.echo(f"error: {display_name(str(error))}", err=True)
+    if refused:
+        last, nothing = refused[-1], "; nothing was dropped" if len(files) > 1 else ""
+        raise UsageError(f"{last.message}{nothing}", where=last.where, fix=last.fix)
+    return beside
+
+
+def _not_taken(path: Path) -> dict[str, Any] | None:
+    """A verdict of what the gates never see, because the inbox would not take it; None when it would."""
+    try:
         _require_takeable(path)
-    return wanted
+    except UsageError as error:
+        code = error.slug if isinstance(error, NotFoundError) else "unsupported"
+        name = display_name(path.name or path)
+        return new_verdict(file=name, state="rejected", code=code, message=error.message, fix=error.fix)
+    return None
 
 
 def _require_takeable(path: Path) -> None:
+    """Raises UsageError: there is no such file, or the inbox would not take it."""
     try:
         status = os.stat(path)
     except OSError as error:
-        raise UsageError("no such file", where=str(path), fix="name an existing file") from error
+        absent = isinstance(error, FileNotFoundError)
+        words = "no such file" if absent else f"cannot be looked at: {error.strerror}"
+        raise NotFoundError(words, where=str(path), fix="name an existing file") from error
     if path.name.endswith(SIDECAR_SUFFIX):
         fix = f"name {display_name(path.name.removesuffix(SIDECAR_SUFFIX))}: its sidecar is read with it"
         raise UsageError("this is a sidecar", where=str(path), fix=fix)
@@ -168,23 +221,25 @@ def _sidecar_facts(spec: str | None, priority: str, generator: str | None) -> di
 
 def _wait(workspace: Workspace, dropped: list[Dropped], known: set[str]) -> list[dict[str, Any] | None]:
     """Poll until each dropped file has a final verdict; tells a person of each change of state on stderr."""
-    found: dict[str, dict[str, Any]] = {}
-    last: dict[str, str] = {}
-    wanted = {display_name(d.path.name): d.sha256 for d in dropped}  # verdicts name files as they are shown
+    if not daemon_runs(workspace):
+        click.echo("no daemon runs in this root: waiting until one does (dropforge up)", err=True)
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    last: dict[tuple[str, str], str] = {}
+    wanted = {(display_name(d.path.name), d.sha256) for d in dropped}  # verdicts name files as they are shown
     while len(found) < len(wanted):
         for job_id in sorted(job_ids(workspace) - known):
             verdict = verdict_of(workspace, job_id)
-            name, state = verdict["file"], verdict["state"]
-            if name not in wanted or wanted[name] != verdict["sha256"]:  # also one that is claimed and not yet read
+            one, state = (verdict["file"], verdict["sha256"]), verdict["state"]
+            if one not in wanted:  # somebody else's, or claimed and not yet read
                 continue
-            if last.get(name) != state:
-                click.echo(f"{name}: {state}", err=True)
-            last[name] = state
+            if last.get(one) != state:
+                click.echo(f"{one[0]}: {state}", err=True)
+            last[one] = state
             if state in _ENDED:
-                found[name] = verdict
+                found[one] = verdict
                 known.add(job_id)
         time.sleep(_POLL_S)
-    return [found[display_name(d.path.name)] for d in dropped]
+    return [found[display_name(d.path.name), d.sha256] for d in dropped]
 
 
 def _show(dropped: list[Dropped], verdicts: list[dict[str, Any] | None]) -> None:

@@ -14,6 +14,9 @@ import pyarrow.parquet
 import pytest
 
 from core.cli import main
+from core.commands import files
+from core.drop import Dropped, drop
+from core.errors import StorageError
 from core.job_queue import new_job_id, new_verdict
 from core.paths import Workspace
 from sample_root import working_day
@@ -65,8 +68,66 @@ def test_what_the_inbox_would_not_take_is_refused_with_the_reason(
     elif name != "absent.jsonl":
         (tmp_path / name).write_text(GOOD)
     assert main([command, str(tmp_path / name), "--root", str(workspace.root)]) == 2
-    assert re.search(words, capsys.readouterr().err)
+    shown = capsys.readouterr()
+    assert re.search(words, shown.err if command == "submit" else shown.out)
     assert [p for p in workspace.inbox.iterdir() if p.is_file()] == []
+
+
+def test_one_file_that_cannot_be_dropped_keeps_all_others_from_being_dropped(
+    workspace: Workspace, rows: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    (long := tmp_path / ("n" * 249 + ".jsonl")).write_text(GOOD)
+    (broken := tmp_path / "broken.jsonl").write_text(GOOD)
+    (tmp_path / "broken.jsonl.meta.json").write_text("{")
+    assert main(["submit", str(rows), str(long), str(broken), str(rows), "--root", str(workspace.root)]) == 2
+    said = capsys.readouterr().err
+    assert "255 bytes" in said and "shorten it to 238 bytes" in said
+    assert "nothing was dropped" in said and "broken.jsonl" in said
+    assert [p for p in workspace.inbox.iterdir() if p.is_file()] == []
+
+
+def test_the_longest_name_that_is_taken_can_be_dropped_twice(workspace: Workspace, tmp_path: Path) -> None:
+    (long := tmp_path / ("n" * 232 + ".jsonl")).write_text(GOOD)
+    assert main(["submit", str(long), str(long), "--root", str(workspace.root)]) == 0
+    assert len(list(workspace.inbox.glob("*.jsonl"))) == 2
+
+
+def test_a_disk_that_refuses_half_way_leaves_no_doubt_what_was_dropped(
+    workspace: Workspace, rows: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (second := tmp_path / "second.jsonl").write_text(GOOD)
+
+    def drop_one(workspace: Workspace, source: Path, **more: Any) -> Dropped:
+        if source == second:
+            raise StorageError("no space left", where=str(workspace.inbox))
+        return drop(workspace, source, **more)
+
+    monkeypatch.setattr(files, "drop", drop_one)
+    assert main(["submit", str(rows), str(second), "--root", str(workspace.root)]) == 4
+    said = capsys.readouterr().err
+    assert "rows.jsonl: in the inbox" in said and "no space left" in said
+
+
+def test_check_of_a_folders_files_tells_of_those_the_inbox_would_not_take_and_goes_on(
+    workspace: Workspace, rows: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    (notes := tmp_path / "notes.md").write_text("# notes\n")
+    argv = ["check", "--json", str(notes), str(tmp_path / "absent.jsonl"), str(rows), "--root", str(workspace.root)]
+    assert main(argv) == 2
+    found = json.loads(capsys.readouterr().out)["files"]
+    assert [(v["file"], v["state"], v["code"]) for v in found] == [
+        ("notes.md", "rejected", "unsupported"),
+        ("absent.jsonl", "rejected", "not_found"),
+        ("rows.jsonl", None, "ok"),
+    ]
+    assert found[0]["fix"] == "rename it"
+    (bad := tmp_path / "bad.jsonl").write_text("{\n")
+    assert main(["check", str(notes), str(bad), "--root", str(workspace.root)]) == 5, "what the gates refuse is worse"
+    assert "notes.md: rejected (unsupported)" in capsys.readouterr().out
+    assert main(["check", "--stats", "--json", str(notes), str(rows)]) == 2
+    shown = capsys.readouterr()
+    assert [entry["file"] for entry in json.loads(shown.out)["files"]] == ["rows.jsonl"]
+    assert "notes.md" in shown.err
 
 
 def test_sidecars_named_with_their_files_are_read_with_them(workspace: Workspace, rows: Path, capsys: Capture) -> None:
@@ -124,7 +185,7 @@ def test_submit_wait_returns_with_the_verdict(
     shown = capsys.readouterr()
     (entry,) = json.loads(shown.out)["files"]
     assert len(entry["job_id"]) == 29
-    assert shown.err == f"rows.jsonl: {state}\n"
+    assert shown.err == f"no daemon runs in this root: waiting until one does (dropforge up)\nrows.jsonl: {state}\n"
 
 
 def test_check_moves_and_writes_nothing(workspace: Workspace, rows: Path, capsys: Capture) -> None:
