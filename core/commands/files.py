@@ -172,8 +172,8 @@ def _prepared(workspace: Workspace, files: tuple[Path, ...]) -> list[dict[str, o
             beside.append(sidecar_beside(path))
         except UsageError as error:
             refused.append(error)
-    for error in refused[:-1]:
-        click.echo(f"error: {display_name(str(error))}", err=True)
+    for one in refused[:-1]:
+        click.echo(f"error: {display_name(str(one))}", err=True)
     if refused:
         last, nothing = refused[-1], "; nothing was dropped" if len(files) > 1 else ""
         raise UsageError(f"{last.message}{nothing}", where=last.where, fix=last.fix)

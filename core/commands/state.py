@@ -73,6 +73,8 @@ def _show_status(workspace: Workspace, doc: dict[str, Any]) -> None:
     )
     if daemon.get("config_error"):
         say(f"config   not taken, the last good one holds: {daemon['config_error']}")
+    for waiting in (daemon.get("inbox") or {}).get("waiting") or []:
+        say(f"waits    {waiting['file']}: for {waiting['for']}, since {waiting['since'][:19]}")
     for ignored in daemon.get("ignored") or []:
         say(f"ignored  {_ignored_line(ignored)}")
     for name, child in (daemon.get("children") or {}).items():

@@ -85,12 +85,13 @@ def _scan_folder(folder: Path, lane: str, suffixes: Collection[str], found: Scan
             raise
         return
     here = {name: status for name, status in listed if status is not None}  # None: it is gone already
+    misspelt = {name[: -len(SIDECAR_SUFFIX)] for name in here if is_misspelt_sidecar(name)}
     for name, status in here.items():
         path = folder / name
         if name.endswith(SIDECAR_SUFFIX) and stat.S_ISREG(status.st_mode) and not name.startswith("."):
             if name.removesuffix(SIDECAR_SUFFIX) not in here:
                 found.lone_sidecars.append(path)
-        elif reason := why_ignored(name, status, suffixes) or _bad_sidecar(name, here):
+        elif reason := why_ignored(name, status, suffixes) or _bad_sidecar(name, here, misspelt):
             found.ignored.append((path, reason))
         else:
             found.candidates.append(_candidate(path, lane, status, name + SIDECAR_SUFFIX in here))
@@ -108,8 +109,10 @@ def _candidate(path: Path, lane: str, status: os.stat_result, has_sidecar: bool)
     return Candidate(path, lane, signature(status), sidecar)
 
 
-def _bad_sidecar(name: str, here: Mapping[str, os.stat_result]) -> str | None:
+def _bad_sidecar(name: str, here: Mapping[str, os.stat_result], misspelt: Collection[str]) -> str | None:
     """Why a file must stay though its own name is good: what its producer says about it may not be read."""
+    if name in misspelt:
+        return f"its sidecar is not found: rename that to {name}{SIDECAR_SUFFIX}"
     beside = here.get(name + SIDECAR_SUFFIX)
     kind = _kind(beside.st_mode) if beside is not None else None
     return f"its sidecar is {kind}, not a regular file: copy the sidecar itself here, or remove it" if kind else None
@@ -137,9 +140,16 @@ def why_ignored(name: str, status: os.stat_result, suffixes: Collection[str]) ->
         return f"*{SET_ASIDE_SUFFIX} is our own name for rows set aside: rename it"
     if name in OUR_NAMES:
         return f"{name} is the name of a file of our own in each job's folder: rename it"
-    if not name.endswith(tuple(suffixes)):
+    if is_misspelt_sidecar(name):
+        return f"a sidecar's name ends in {SIDECAR_SUFFIX}, in small letters: rename it"
+    if not lower.endswith(tuple(suffixes)):
         return f"suffix not known (known: {', '.join(sorted(suffixes))})"
     return None
+
+
+def is_misspelt_sidecar(name: str) -> bool:
+    """True for `DATA.CSV.META.JSON`: meant as a sidecar, and not found as one."""
+    return name.lower().endswith(SIDECAR_SUFFIX) and not name.endswith(SIDECAR_SUFFIX)
 
 
 def _kind(mode: int) -> str | None:

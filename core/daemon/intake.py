@@ -19,7 +19,7 @@ from core.daemon.gating import Answer, Gating
 from core.daemon.known_files import KnownFiles
 from core.daemon.late_sidecars import LateSidecars
 from core.errors import StorageError, UsageError
-from core.job_queue import Job
+from core.job_queue import SIDECAR_SUFFIX, Job
 from core.paths import display_name
 from core.status import iso_now
 
@@ -68,6 +68,19 @@ class Intake:
     def candidates(self) -> int:
         """How many files stood in the inbox at the last scan."""
         return self._seen
+
+    @property
+    def waiting(self) -> list[dict[str, str]]:
+        """Files taken out of the inbox that wait for somebody else: what each waits for, since when it is ours."""
+        sidecars = [
+            (answer.claim, f"its sidecar {_name(answer.claim)}{SIDECAR_SUFFIX}")
+            for answer, _ in self._without_sidecar.values()
+        ]
+        writers = [(claim, "whoever has it open to close it") for claim in self._writers.values()]
+        return [
+            {"file": _name(c), "job_id": c.job_id, "for": what, "since": c.received_at}
+            for c, what in sidecars + writers
+        ]
 
     def wake(self) -> None:
         """Something moved in the inbox: scan at the next tick (unless one scan costs too much for that)."""

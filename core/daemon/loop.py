@@ -223,7 +223,11 @@ class Daemon:
             "step": p.training.step,
             "ignored": ignored,
             "children": p.children.supervisor.report(),
-            "inbox": {"candidates": p.intake.candidates, "claims": p.intake.open_claims},
+            "inbox": {
+                "candidates": p.intake.candidates,
+                "claims": p.intake.open_claims,
+                "waiting": p.intake.waiting,
+            },
             "serving": p.deployment.serving,
             "judging": p.judging.under_judgement,
         }

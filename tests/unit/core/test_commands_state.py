@@ -45,6 +45,14 @@ def test_status_for_a_person_names_file_step_reason_and_what_is_served(sample: S
         assert part in shown
 
 
+def test_status_names_a_file_that_waits_for_its_sidecar_and_since_when(sample: SampleRoot, capsys: Capture) -> None:
+    waiting = {"file": "q.csv", "job_id": "x", "for": "its sidecar q.csv.meta.json", "since": "2026-01-02T03:04:05.0Z"}
+    sample.status("daemon", ask(capsys, sample, "status")["daemon"] | {"inbox": {"waiting": [waiting]}})
+    assert "waits    q.csv: for its sidecar q.csv.meta.json, since 2026-01-02T03:04:05\n" in read(
+        capsys, sample, "status"
+    )
+
+
 def test_status_counts_refused_files_and_repeats_the_last_refused_requests(sample: SampleRoot, capsys: Capture) -> None:
     plain = {"seen_at": stamp(50), "effective_at": stamp(49), "id": None, "error": None, "note": None}
     refused = {"error": "job x is done (fix: retry takes failed and held jobs)"}

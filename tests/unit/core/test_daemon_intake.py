@@ -174,8 +174,13 @@ def test_a_file_whose_sidecar_never_comes_is_refused_after_the_wait(rig: IntakeR
     rig.tick(0.1)
     rig.tick(9.0)
     assert rig.rejected() == []
+    [waiting] = rig.intake.waiting
+    assert (waiting["file"], waiting["for"]) == ("q.jsonl", "its sidecar q.jsonl.meta.json")
     rig.tick(1.5)
-    assert rig.rejected()[0].verdict()["code"] == "spec_unknown"
+    verdict = rig.rejected()[0].verdict()
+    assert verdict["code"] == "spec_unknown"
+    assert (waiting["job_id"], waiting["since"]) == (verdict["job_id"], verdict["received_at"])
+    assert rig.intake.waiting == []
 
 
 def test_a_late_sidecar_adds_lineage_and_nothing_else(rig: IntakeRig) -> None:
@@ -211,6 +216,32 @@ def test_names_of_unfinished_and_foreign_files_stay_and_are_listed(rig: IntakeRi
     rig.settle()
     assert path.exists()
     assert [entry["file"] for entry in rig.intake.ignored] == [name]
+
+
+def test_a_suffix_in_capitals_is_as_good_as_any(rig: IntakeRig) -> None:
+    rig.suffixes = SUFFIXES
+    rig.restart()
+    rig.drop("DATA.JSONL", "a\n")
+    rig.drop("x.Csv", "b\n")
+    rig.drop("x.Csv.meta.json", '{"priority": "high"}')
+    rig.settle()
+    assert rig.lane("normal") == ["DATA.JSONL"]
+    assert rig.lane("high") == ["x.Csv"]
+    assert rig.intake.ignored == []
+
+
+def test_a_sidecar_in_capitals_is_no_data_and_keeps_its_file_until_it_is_renamed(rig: IntakeRig) -> None:
+    rig.suffixes = SUFFIXES
+    rig.restart()
+    data = rig.drop("DATA.CSV")
+    sidecar = rig.drop("DATA.CSV.META.JSON", '{"priority": "high"}')
+    rig.settle()
+    reasons = {entry["file"]: entry["reason"] for entry in rig.intake.ignored}
+    assert data.exists() and "rename that to DATA.CSV.meta.json" in reasons["DATA.CSV"]
+    assert "rename it" in reasons["DATA.CSV.META.JSON"]
+    sidecar.rename(data.with_name("DATA.CSV.meta.json"))
+    rig.settle()
+    assert rig.lane("high") == ["DATA.CSV"]
 
 
 @pytest.mark.parametrize("name", ["verdict.json", "settings.json"])
