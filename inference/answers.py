@@ -2,12 +2,13 @@
 probabilities in nats.
 """
 
-import json
 import math
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any  # Any: answers are JSON documents
+
+import orjson
 
 from inference.generation import TextCodec, TokenScore
 from inference.protocol import GenerationRequest
@@ -154,7 +155,7 @@ def _finite(nats: float) -> float:
 
 def event(doc: object) -> bytes:
     """One server-sent event."""
-    return b"data: " + json.dumps(doc, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + orjson.dumps(doc) + b"\n\n"
 
 
 DONE = b"data: [DONE]\n\n"

@@ -91,6 +91,7 @@ def make_app(service: Service) -> Flask:
     app.json.ensure_ascii = False  # type: ignore[attr-defined]  # Flask's default provider has it
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.url_map.strict_slashes = True
+    app.url_map.merge_slashes = False  # or //v1/models is answered by the framework's redirect, a page of HTML
     app.before_request(Gatekeeper(service).check)
     app.after_request(lambda response: _dress(response, service))
     app.register_error_handler(DropforgeError, known_error)

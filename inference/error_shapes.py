@@ -7,15 +7,17 @@ Retry-After on overload. What the server did wrong is logged, and only its kind 
 import logging
 from typing import Any  # JSON documents
 
-from flask import Response, g, jsonify
+from flask import Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from core.errors import DropforgeError, UsageError
+from core.paths import display_name
 from inference.protocol import RequestError
 
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = "2"
+_PATH_SHOWN = 100  # characters of a stranger's path or method that an answer repeats
 
 
 def _body(message: str, kind: str, param: str | None, code: str) -> dict[str, object]:
@@ -51,11 +53,18 @@ def error_of(error: DropforgeError) -> dict[str, Any]:
 
 def http_error(error: HTTPException) -> Response:
     status = error.code or 500
-    response = error_response(
-        status, error.description or error.name, "invalid_request_error", error.name.lower().replace(" ", "_")
-    )
-    if isinstance(allowed := getattr(error, "valid_methods", None), (list, tuple, set)):
-        response.headers["Allow"] = ", ".join(sorted(allowed))
+    valid = getattr(error, "valid_methods", None)
+    allowed = ", ".join(sorted(valid)) if isinstance(valid, (list, tuple, set)) else None
+    path = display_name(request.path[:_PATH_SHOWN])
+    if status == 404:
+        message = f"there is no {path}: GET /openapi.json lists what there is"
+    elif allowed is not None:
+        message = f"{path} does not take {request.method[:_PATH_SHOWN]}: use {allowed}"
+    else:
+        message = error.description or error.name
+    response = error_response(status, message, "invalid_request_error", error.name.lower().replace(" ", "_"))
+    if allowed is not None:
+        response.headers["Allow"] = allowed
     return response
 
 

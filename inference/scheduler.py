@@ -31,6 +31,10 @@ from inference.ticket import Choice, Event, Failure, Piece, PromptScores, Ticket
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+# A stream gets its first text at once, then as often as screens are drawn. Every piece wakes a handler, whose Python
+# and sending take a tenth of a small model's step from the threads that compute (docs/log.md, Serving).
+SHOWN_EVERY_S = 1 / 60
+
 
 @dataclass(slots=True)
 class _Job:
@@ -291,7 +295,9 @@ class Scheduler:
         elif choice.produced >= ticket.max_tokens or self._full(choice):
             self._finish(choice, "length", text)
         elif ticket.stream and (text or ticket.logprobs is not None):
-            self._send(choice, text, None)
+            choice.unsent_text += text
+            if time.monotonic() >= choice.show_at_s:
+                self._send(choice, choice.unsent_text, None)
 
     def _full(self, choice: Choice) -> bool:
         return len(choice.ticket.prompt_ids) + choice.produced >= choice.ticket.model.max_context_tokens
@@ -300,14 +306,15 @@ class Scheduler:
         text += choice.assembler.finish()
         if reason == "stop" and choice.rule is not None and not choice.rule.kept_by(choice.assembler.text):
             reason = "length"  # a stop text cut it, or a key stands twice: "stop" is said of whole documents only
-        self._send(choice, text if choice.ticket.stream else choice.assembler.text, reason)
+        self._send(choice, choice.unsent_text + text if choice.ticket.stream else choice.assembler.text, reason)
         self._metrics.finished(reason)
         self._close(choice)
 
     def _send(self, choice: Choice, text: str, reason: str | None) -> None:
         place = choice.ticket.prompt * choice.ticket.n + choice.index
         piece = Piece(place, text, tuple(choice.unsent), reason, choice.produced)
-        choice.unsent = []
+        choice.unsent, choice.unsent_text = [], ""
+        choice.show_at_s = time.monotonic() + SHOWN_EVERY_S
         self._outbox.append((choice.ticket.events, piece))
 
     def _fail(self, choices: list[Choice], message: str, param: str | None = None) -> None:

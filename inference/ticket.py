@@ -67,6 +67,8 @@ class Choice:
     produced: int = 0
     finished: bool = False
     unsent: list[tuple[int, TokenScore | None]] = field(default_factory=list)
+    unsent_text: str = ""
+    show_at_s: float = 0.0  # when the next piece of a stream is due, on the monotonic clock
 
     @property
     def memory_tokens(self) -> int:

@@ -29,17 +29,12 @@ class ShelfPart:
     lengths_B: torch.Tensor  # positions held before this step
     masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
 
-    def mask(self, window: int | None) -> torch.Tensor:
-        """[B, 1, 1, L]: 0 where a position may be seen, -inf where not."""
+    def mask(self, window: int | None, heads: int, dtype: torch.dtype) -> torch.Tensor:
+        """[B H, 1, L]: 0 where a position may be seen, -inf where not."""
         if window not in self.masks:
             places_L = torch.arange(self.shelf.length, device=self.lengths_B.device)
-            here_B1 = self.lengths_B[:, None]
-            seen = places_L[None] <= here_B1
-            if window is not None:
-                seen &= places_L[None] > here_B1 - window
-            self.masks[window] = torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, -torch.inf)[
-                :, None, None
-            ]
+            hidden_BL = _hidden(places_L, self.lengths_B[:, None], window)
+            self.masks[window] = _minus_infinity(hidden_BL, dtype).repeat_interleave(heads, 0)[:, None]
         return self.masks[window]
 
 
@@ -50,24 +45,53 @@ class ChunkPart:
     start: int
     count: int
     block: Block
-    masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+    cut: dict[int | None, list["Tile"]] = field(default_factory=dict)
 
-    def tiles(self, device: torch.device) -> list[tuple[int, int]]:
+    def tiles(self, window: int | None, groups: int, like: torch.Tensor) -> list["Tile"]:
         """Runs of tokens computed at once; on a CPU the same ones whatever the chunk, for equal bits."""
-        size = TILE_TOKENS if device.type == "cpu" else self.count
-        return [(first, min(first + size, self.count)) for first in range(0, self.count, size)]
+        if window not in self.cut:
+            size = TILE_TOKENS if like.device.type == "cpu" else self.count
+            ends = [(first, min(first + size, self.count)) for first in range(0, self.count, size)]
+            self.cut[window] = [self._tile(first, last, window, groups, like) for first, last in ends]
+        return self.cut[window]
 
-    def unseen(self, window: int | None, device: torch.device) -> torch.Tensor:
-        """[count, positions]: True where a token may not look."""
-        if window not in self.masks:
-            held = self.block.length
-            places_L = torch.arange(held + self.count, device=device)
-            here_N1 = torch.arange(held, held + self.count, device=device)[:, None]
-            hidden = places_L[None] > here_N1
-            if window is not None:
-                hidden |= places_L[None] <= here_N1 - window
-            self.masks[window] = hidden
-        return self.masks[window]
+    def _tile(self, first: int, last: int, window: int | None, groups: int, like: torch.Tensor) -> "Tile":
+        held = self.block.length
+        places_L = torch.arange(held + last, device=like.device)
+        here_N1 = torch.arange(held + first, held + last, device=like.device)[:, None]
+        mask_NL = _minus_infinity(_hidden(places_L, here_N1, window), like.dtype)
+        return Tile(first, last, mask_NL.repeat(groups, 1)[None])
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Tokens [first, last) of a chunk; mask [1, G (last - first), positions]: -inf where a token may not look."""
+
+    first: int
+    last: int
+    mask: torch.Tensor
+
+
+def _hidden(places_L: torch.Tensor, here_N1: torch.Tensor, window: int | None) -> torch.Tensor:
+    """[N, L]: True where the token at a place may not look."""
+    hidden_NL = places_L[None] > here_N1
+    return hidden_NL if window is None else hidden_NL | (places_L[None] <= here_N1 - window)
+
+
+def _minus_infinity(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
+
+
+def _weights(
+    query_NRD: torch.Tensor, key_NLD: torch.Tensor, mask: torch.Tensor, scaling: float, softcap: float | None
+) -> torch.Tensor:
+    """softmax(scaling q k^T + mask), [N, R, L]; the mask may be one for all N or all R."""
+    if softcap is None:
+        scores_NRL = torch.baddbmm(mask, query_NRD, key_NLD.transpose(1, 2), alpha=scaling)
+    else:
+        scores_NRL = torch.bmm(query_NRD, key_NLD.transpose(1, 2)) * (scaling / softcap)
+        scores_NRL = softcap * torch.tanh(scores_NRL) + mask
+    return torch.softmax(scores_NRL, dim=-1, dtype=torch.float32).to(key_NLD.dtype)
 
 
 @dataclass(slots=True)
@@ -95,12 +119,10 @@ def _decode(
     keys[part.rows_B, :, part.lengths_B] = key_HTD[:, part.start : end].transpose(0, 1)
     values[part.rows_B, :, part.lengths_B] = value_HTD[:, part.start : end].transpose(0, 1)
     heads, size = key_HTD.shape[0], key_HTD.shape[2]
-    query_BHGD = query_QTD[:, part.start : end].transpose(0, 1).reshape(rows, heads, -1, size)
-    scores = torch.matmul(query_BHGD, keys[:rows].transpose(2, 3))
-    if softcap is not None:
-        scores, scaling = softcap * torch.tanh(scores * (scaling / softcap)), 1.0
-    weights = torch.softmax(torch.add(part.mask(window), scores, alpha=scaling), dim=-1).to(values.dtype)
-    return torch.matmul(weights, values[:rows]).reshape(rows, query_QTD.shape[0], -1)
+    query_NGD = query_QTD[:, part.start : end].transpose(0, 1).reshape(rows * heads, -1, size)
+    mask = part.mask(window, heads, query_NGD.dtype)
+    weights_NGL = _weights(query_NGD, keys[:rows].flatten(0, 1), mask, scaling, softcap)
+    return torch.bmm(weights_NGL, values[:rows].flatten(0, 1)).view(rows, query_QTD.shape[0], -1)
 
 
 def _read(
@@ -116,19 +138,19 @@ def _read(
     """Returns [count, Q, D]."""
     end, held = part.start + part.count, part.block.length
     part.block.write(layer, key_HTD[:, part.start : end], value_HTD[:, part.start : end])
-    heads = key_HTD.shape[0]
-    query_HGND = query_QTD[:, part.start : end].reshape(heads, query_QTD.shape[0] // heads, part.count, -1)
-    tiles = []
-    for first, last in part.tiles(query_QTD.device):
-        keys = part.block.keys[layer][:, None, : held + last]
-        values = part.block.values[layer][:, None, : held + last]
-        scores = torch.matmul(query_HGND[:, :, first:last], keys.transpose(2, 3)) * scaling
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
-        hidden = part.unseen(window, keys.device)[first:last, : held + last]
-        weights = torch.softmax(scores.masked_fill_(hidden, -torch.inf), dim=-1, dtype=torch.float32)
-        tiles.append(torch.matmul(weights.to(values.dtype), values).flatten(0, 1).transpose(0, 1))
-    return tiles[0] if len(tiles) == 1 else torch.cat(tiles)
+    keys_HLD, values_HLD = part.block.keys[layer], part.block.values[layer]
+    heads, groups = key_HTD.shape[0], query_QTD.shape[0] // key_HTD.shape[0]
+    query_HGND = query_QTD[:, part.start : end].unflatten(0, (heads, groups))
+    parts = []
+    for tile in part.tiles(window, groups, query_QTD):
+        query_HRD = query_HGND[:, :, tile.first : tile.last].flatten(
+            1, 2
+        )  # a key serves all heads of its group at once
+        seen = held + tile.last
+        weights_HRL = _weights(query_HRD, keys_HLD[:, :seen], tile.mask, scaling, softcap)
+        out_HRD = torch.bmm(weights_HRL, values_HLD[:, :seen])
+        parts.append(out_HRD.view(heads * groups, tile.last - tile.first, -1).transpose(0, 1))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def attend(

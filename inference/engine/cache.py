@@ -8,16 +8,16 @@ attention call serves them all. A context that outgrows its shelf moves to the n
 tokens.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-_SHORTEST_SHELF = 64
+_SHORTEST_SHELF = 128  # a shelf more costs a small step more than 64 positions more to read
 
 
 def shelf_length(tokens: int) -> int:
-    """The shelf a context of this many tokens stands in: a quarter of the power of two above as a step, at least 64.
+    """The shelf a context of this many tokens stands in: a quarter of the power of two above as a step, at least 128.
 
     A step attends over the whole shelf: memory read without gaps runs 1.3-1.7 times as fast as slices of it.
     """
@@ -60,6 +60,16 @@ class Block:
         return twin
 
 
+@dataclass(frozen=True, slots=True)
+class Newcomer:
+    """A context that moves to a shelf: tokens held, keys and values per layer [H, >= length, D]."""
+
+    context: int
+    length: int
+    keys: dict[int, torch.Tensor]
+    values: dict[int, torch.Tensor]
+
+
 class Shelf:
     """Decoding contexts of up to `length` tokens."""
 
@@ -70,16 +80,18 @@ class Shelf:
         self.keys: dict[int, torch.Tensor] = {}  # layer -> [rows, H, L, D]
         self.values: dict[int, torch.Tensor] = {}
 
-    def add(self, context: int, length: int, keys: dict[int, torch.Tensor], values: dict[int, torch.Tensor]) -> None:
-        """Take a context over from a block or another shelf (per layer [H, >= length, D])."""
-        row = len(self.contexts)
-        self.contexts.append(context)
-        self.lengths.append(length)
-        for mine, theirs in ((self.keys, keys), (self.values, values)):
-            for layer, source in theirs.items():
-                mine[layer] = _with_room(mine.get(layer), row + 1, source, self.length)
-                mine[layer][row, :, :length] = source[:, :length]
-                mine[layer][row, :, length:] = 0  # masked, but must be finite
+    def add(self, newcomers: Sequence[Newcomer]) -> None:
+        """Take contexts over from blocks or another shelf."""
+        first, end = len(self.contexts), len(self.contexts) + len(newcomers)
+        self.contexts += [each.context for each in newcomers]
+        self.lengths += [each.length for each in newcomers]
+        for mine, theirs in ((self.keys, [n.keys for n in newcomers]), (self.values, [n.values for n in newcomers])):
+            for layer, like in theirs[0].items():
+                mine[layer] = _with_room(mine.get(layer), first, end, like, self.length)
+                mine[layer][first:end] = 0  # what nobody writes is masked, but must be finite
+                for row, source in enumerate(theirs, first):
+                    length = self.lengths[row]
+                    mine[layer][row, :, :length] = source[layer][:, :length]
 
     def rows(self, row: int) -> tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]]:
         """One context's keys and values as views."""
@@ -110,13 +122,13 @@ class Shelf:
                     tensors[layer] = tensor[:keep].clone()
 
 
-def _with_room(tensor: torch.Tensor | None, rows: int, like: torch.Tensor, length: int) -> torch.Tensor:
-    """Keep the tensor when it has the rows, else a copy with room for half as many more."""
+def _with_room(tensor: torch.Tensor | None, held: int, rows: int, like: torch.Tensor, length: int) -> torch.Tensor:
+    """Keep the tensor when it has the rows, else a copy of what it holds with room for half as many more."""
     if tensor is not None and tensor.shape[0] >= rows:
         return tensor
     grown = like.new_empty((rows + rows // 2, like.shape[0], length, like.shape[2]))
     if tensor is not None:
-        grown[: rows - 1] = tensor[: rows - 1]
+        grown[:held] = tensor[:held]
     return grown
 
 
@@ -131,27 +143,25 @@ class KeyValueMemory:
     def open(self, context: int, block: Block) -> None:
         self.blocks[context] = block
 
-    def _place(self, context: int, length: int, keys: dict[int, torch.Tensor], values: dict[int, torch.Tensor]) -> None:
-        size = shelf_length(length + 1)
-        shelf = self.shelves.setdefault(size, Shelf(size))
-        shelf.add(context, length, keys, values)
-        self._where[context] = shelf
-
     def make_room(self, decoding: Iterable[int]) -> None:
         """Before a step: contexts that decode for the first time leave their block (one that ends with its first token
         never needs to), those whose shelf is full move on. So each has room for one more token.
         """
-        for context in decoding:
-            if context in self.blocks:
-                block = self.blocks.pop(context)
-                self._place(context, block.length, block.keys, block.values)
-        for shelf in list(self.shelves.values()):
-            for row in range(len(shelf.contexts) - 1, -1, -1):
-                if shelf.lengths[row] >= shelf.length:
-                    context, length = shelf.contexts[row], shelf.lengths[row]
-                    keys, values = shelf.rows(row)
-                    self._place(context, length, keys, values)
-                    shelf.remove(context)
+        fresh = [(context, self.blocks.pop(context)) for context in decoding if context in self.blocks]
+        moving = [Newcomer(context, block.length, block.keys, block.values) for context, block in fresh]
+        for shelf in self.shelves.values():
+            full = [row for row, length in enumerate(shelf.lengths) if length >= shelf.length]
+            moving += [Newcomer(shelf.contexts[row], shelf.lengths[row], *shelf.rows(row)) for row in full]
+        groups: dict[int, list[Newcomer]] = {}
+        for each in moving:
+            groups.setdefault(shelf_length(each.length + 1), []).append(each)
+        for size, group in groups.items():
+            target = self.shelves.setdefault(size, Shelf(size))
+            target.add(group)
+            for each in group:
+                if each.context in self._where:
+                    self._where[each.context].remove(each.context)
+                self._where[each.context] = target
 
     def decoding(self) -> list[Shelf]:
         """The shelves with contexts on them, shortest first."""

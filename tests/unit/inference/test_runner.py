@@ -214,7 +214,9 @@ def test_a_context_that_ends_with_its_first_token_takes_no_place_among_those_tha
     assert not runner._memory.blocks
 
 
-@pytest.mark.parametrize(("tokens", "length"), [(1, 64), (64, 64), (65, 128), (129, 192), (257, 384), (2049, 3072)])
+@pytest.mark.parametrize(
+    ("tokens", "length"), [(1, 128), (128, 128), (129, 256), (257, 384), (1025, 1536), (2049, 3072)]
+)
 def test_shelves_are_a_quarter_longer_than_what_stands_on_them_at_most(tokens: int, length: int) -> None:
     assert shelf_length(tokens) == length
 

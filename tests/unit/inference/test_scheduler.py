@@ -8,7 +8,7 @@ import pytest
 from core.errors import OverloadedError
 from inference.pace import Pace
 from inference.sampling import Sampling
-from inference.scheduler import Scheduler
+from inference.scheduler import SHOWN_EVERY_S, Scheduler
 from inference.ticket import Failure, Piece, PromptScores
 from scheduler_kit import VOCABULARY, FakeModel, drain, run, scheduler, text_of, ticket
 
@@ -74,7 +74,8 @@ def test_short_prompts_of_many_that_wait_are_read_whole_before_the_rest_of_a_lon
     assert long.choices[0].left > 0
 
 
-def test_streamed_pieces_come_one_by_one() -> None:
+def test_streamed_pieces_come_one_by_one_when_steps_are_slower_than_screens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inference.scheduler.SHOWN_EVERY_S", 0.0)
     machine, model = scheduler(), FakeModel()
     one = ticket(model, stream=True)
     machine.submit(one)
@@ -82,6 +83,24 @@ def test_streamed_pieces_come_one_by_one() -> None:
     pieces = drain(one)
     assert [p.text for p in pieces] == ["c", "b", "a", ""]
     assert [p.finish_reason for p in pieces] == [None, None, None, "stop"]
+
+
+def test_the_first_text_of_a_stream_comes_at_once_and_the_next_with_all_that_came_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("inference.scheduler.time.monotonic", lambda: now[0])
+    machine, model = scheduler(), FakeModel()
+    one = ticket(model, "fedcba", stream=True, logprobs=0)
+    machine.submit(one)
+    shown: list[list[Piece]] = []
+    for passed in (0.0, 0.001, 0.001, SHOWN_EVERY_S, 0.001, 0.001, 0.001):
+        now[0] += passed
+        run(machine, 1)
+        shown.append(drain(one))
+    assert [[p.text for p in pieces] for pieces in shown] == [["a"], [], [], ["bcd"], [], [], ["ef"]]
+    assert [len(pieces[0].tokens) for pieces in shown if pieces] == [1, 3, 2]
+    assert shown[-1][-1].finish_reason == "stop"
 
 
 def test_stop_strings_and_lengths_end_an_answer() -> None:
