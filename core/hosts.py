@@ -106,8 +106,13 @@ def serving_url(workspace: Workspace, settings: Settings) -> str:
     serving = hosts.serving() if hosts is not None else None
     if hosts is not None and serving is not None and serving.id != hosts.local_id:
         return serving.url("inference", settings.inference.port)
-    host = _REACHABLE.get(settings.inference.host, settings.inference.host)
-    return f"http://{f'[{host}]' if ':' in host else host}:{settings.inference.port}"
+    return bound_url(settings.inference.host, settings.inference.port)
+
+
+def bound_url(host: str, port: int) -> str:
+    """How this machine reaches what one of its own processes has bound."""
+    host = _REACHABLE.get(host, host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _host(host_id: str, part: Mapping[str, Any]) -> Host:

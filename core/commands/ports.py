@@ -1,19 +1,23 @@
-"""Whether the ports of the settings are free, asked before anything is started. Beside the arrows: the CLI.
+"""Whether the ports of the settings are free, asked before anything is started, and whether what was started answers
+there. Beside the arrows: the CLI.
 
-Reads    the network stack: binds each port for an instant          Units  seconds
+Reads    the network stack: binds each port for an instant; GET of one address          Units  seconds
 Errors   ConfigError, one line, naming the setting that holds the taken port
 """
 
 import errno
+import http.client
 import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from core.errors import ConfigError
 from core.settings import Settings
 
 _POLL_S = 0.1
+_ANSWER_S = 0.5  # on this machine; whoever asks has other things to do meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,3 +65,16 @@ def require_free(wanted: Sequence[Address], wait_s: float) -> None:
                 fix=f"choose another with --set {address.setting}=... or in config.json",
             )
         time.sleep(_POLL_S)
+
+
+def answers(url: str) -> bool:
+    """True when a GET of this `http://host:port/path` is answered with 200 at once."""
+    at = urlsplit(url)
+    connection = http.client.HTTPConnection(at.hostname or "", at.port, timeout=_ANSWER_S)
+    try:
+        connection.request("GET", at.path)
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

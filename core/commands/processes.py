@@ -10,22 +10,24 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
 import click
 
 from core.commands.invocation import common_options, current, finish
-from core.commands.ports import addresses, require_free
+from core.commands.ports import addresses, answers, require_free
 from core.daemon.children import SHARED_CPU
 from core.daemon.pid_manager import InstanceLock
 from core.daemon.supervisor import ChildExit, ChildSpec, Restart, Supervisor
 from core.errors import AlreadyRunningError, ConfigError, StorageError, UsageError
-from core.hosts import load_hosts, serving_url
+from core.hosts import bound_url, load_hosts, serving_url
 from core.paths import Workspace
 from core.settings import Settings
 
 _TICK_S = 0.1
+_ASK_EVERY_S = 0.5
 _PORT_WAIT_S = 5.0  # an earlier instance that is ending lets go within it
 _DAEMON_GRACE_S = 300.0  # the step, the commit of a large model and its fsync
 _STREAMS_GRACE_S = 40.0  # the inference server lets streams finish for 30 of them, then writes out what it has
@@ -77,10 +79,14 @@ def up_command(exit_when_idle: bool) -> None:
     options = ["--exit-when-idle", "--server-grace-s", f"{_SERVER_GRACE_S:g}"] if exit_when_idle else []
     specs = child_specs(workspace, current().environment(), options)
     specs = [spec for spec in specs if spec.name != "serve" or role != "trainer"]
-    click.echo(f"answers  {serving_url(workspace, settings)}/v1", err=True)
-    click.echo(f"monitor  http://{settings.monitor.host}:{settings.monitor.ports[0]}/", err=True)
-    click.echo(f"drop files into {workspace.inbox}; Ctrl-C ends it", err=True)
-    code = Up(Supervisor(specs)).run()
+    click.echo(f"starting; drop files into {workspace.inbox}; Ctrl-C ends it", err=True)
+    serving, watching = serving_url(workspace, settings), bound_url(settings.monitor.host, settings.monitor.ports[0])
+    awaited = {f"monitor  {watching}/": f"{watching}/health"}
+    if role == "trainer":
+        click.echo(f"answers  {serving}/v1 (another host)", err=True)
+    else:
+        awaited[f"answers  {serving}/v1"] = f"{serving}/ready"
+    code = Up(Supervisor(specs), awaited).run()
     finish(code)
 
 
@@ -121,8 +127,11 @@ def child_specs(workspace: Workspace, environment: dict[str, str], daemon_option
 class Up:
     """The loop of `up`: starts the children, passes the wish to stop on, ends when the daemon has ended."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, supervisor: Supervisor, awaited: Mapping[str, str] | None = None) -> None:
+        """`awaited`: what to say, each once the address it stands for answers."""
         self.supervisor = supervisor
+        self._awaited = dict(awaited or {})
+        self._ask_at_s = 0.0
         self._wishes_seen = 0
         self._wishes = 0
         self.code: int | None = None
@@ -145,12 +154,21 @@ class Up:
         """Look once. Returns True when everything has ended."""
         for ended in self.supervisor.tick(now):
             self._after(ended, now)
+        if self._awaited and now >= self._ask_at_s and self.code is None:
+            self._announce(now)
         if self._wishes > self._wishes_seen:
             self._wishes_seen = self._wishes
             self._end(0, now) if self.code is None else self.supervisor.kill_all()
         if self.code is not None and self.supervisor["daemon"].at_rest:
             self.supervisor.stop_all(now)  # after the daemon, which talks to the server to its last moment
         return self.code is not None and self.supervisor.at_rest
+
+    def _announce(self, now: float) -> None:
+        """Say where the processes are to be found, when there is somebody to be found."""
+        for line in [line for line, address in self._awaited.items() if answers(address)]:
+            click.echo(line, err=True)
+            del self._awaited[line]
+        self._ask_at_s = now + _ASK_EVERY_S
 
     def _after(self, ended: ChildExit, now: float) -> None:
         if ended.name == "daemon" and (ended.returncode == 0 or ended.returncode in _FINAL_CODES):

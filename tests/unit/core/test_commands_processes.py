@@ -6,7 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -121,6 +123,45 @@ def test_after_a_clean_end_of_the_daemon_the_others_are_asked_to_end() -> None:
     while not stage.up.tick(1.0):
         pass
     assert [p.signals for p in stage.played.values()] == [[signal.SIGTERM]] * 3
+
+
+class Health(BaseHTTPRequestHandler):
+    """A process that starts: 503 until it is ready."""
+
+    status = 503
+
+    def do_GET(self) -> None:
+        self.send_response(self.status)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Stay quiet."""
+
+
+def test_an_address_is_told_when_it_answers_and_only_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Health) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        ready = f"http://127.0.0.1:{server.server_port}/ready"
+        up = Up(Stage().supervisor, {"answers  here": ready, "monitor  there": f"http://127.0.0.1:{free_port()}/"})
+        up.tick(1.0)
+        assert capsys.readouterr().err == ""
+        monkeypatch.setattr(Health, "status", 200)
+        up.tick(2.0)
+        up.tick(3.0)
+        assert capsys.readouterr().err == "answers  here\n"
+        server.shutdown()
+
+
+def test_nothing_is_said_to_answer_before_it_is_started(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Up, "run", lambda up: said.append(capsys.readouterr().err) or 0)
+    ports = ["--set", f"inference.port={free_port()}", "--set", f"monitor.ports=[{free_port()}]"]
+    assert main(["up", *ports, "--root", str(workspace.root)]) == 0
+    assert said == [f"starting; drop files into {workspace.inbox}; Ctrl-C ends it\n"]
 
 
 def test_a_taken_port_is_one_line_that_names_the_setting(
