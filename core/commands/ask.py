@@ -6,7 +6,8 @@ Errors   ServiceUnavailable and its family when the server does not answer or re
          that the server does not have, saying what became of it
 """
 
-from collections.abc import Iterator
+import glob
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any  # Any: chunks of an answer are JSON
 
@@ -15,8 +16,8 @@ import click
 from core.checkpoints import Catalogue
 from core.commands.invocation import common_options, current
 from core.errors import CheckpointError, NotFoundError, UsageError
-from core.hosts import serving_url
-from core.paths import Workspace, escape_of
+from core.hosts import load_hosts, serving_url
+from core.paths import Workspace, display_name, escape_of
 from core.status import read_status
 
 if TYPE_CHECKING:
@@ -54,9 +55,10 @@ def ask_command(
     with ServiceClient("inference", url, max_retries=1) as client, _known_checkpoint(workspace, checkpoint):
         if current().as_json:
             answer = client.post(_PATH, body, repeatable=True).json
+            _name_a_stranger(workspace, url, answer.get("system_fingerprint"))
             current().show(answer, lambda: None)
         else:
-            _stream(client, body)
+            _stream(client, body, lambda answering: _name_a_stranger(workspace, url, answering))
 
 
 def _compare(workspace: Workspace, url: str, wanted: tuple[str, str], body: dict[str, Any]) -> None:
@@ -105,10 +107,33 @@ def _url(workspace: Workspace) -> str:
     return str(heard["url"]) if heard.get("ok") else serving_url(workspace, current().settings(workspace))
 
 
-def _stream(client: "ServiceClient", body: dict[str, Any]) -> None:
-    """Print the pieces as they come. A model's words may hold anything: control characters are shown escaped."""
+def _name_a_stranger(workspace: Workspace, url: str, answering: object) -> None:
+    """Say on stderr, before the answer, that the server is not this root's: a port is held by whoever came first."""
+    hosts = load_hosts(workspace)
+    if hosts is not None and hosts.local.role == "inference":
+        return  # what is served here was trained on another machine
+    runs = [folder.name for folder in workspace.checkpoints_dir.glob("[!.]*") if folder.is_dir()]
+    try:
+        committed = {m["id"] for run in runs for m in Catalogue(workspace, run).manifests()}
+    except CheckpointError:
+        return  # a broken chain is for `dropforge verify` to tell
+    undone = workspace.undone_dir.glob(f"*-{glob.escape(str(answering))}-*")
+    if answering in committed or any(undone):
+        return
+    why = f"checkpoint {answering} is none of this root's" if committed else "this root has never run (dropforge up)"
+    click.echo(f"note: another root's server answers at {url}: {display_name(why)}", err=True)
+
+
+def _stream(client: "ServiceClient", body: dict[str, Any], told: Callable[[object], None]) -> None:
+    """Print the pieces as they come. A model's words may hold anything: control characters are shown escaped.
+
+    Args:
+        told: called with the checkpoint that answers, before its first word.
+    """
     checkpoint = None
     for chunk in client.stream(_PATH, body | {"stream": True}):
+        if checkpoint is None and chunk.get("system_fingerprint"):
+            told(chunk["system_fingerprint"])
         checkpoint = chunk.get("system_fingerprint") or checkpoint
         for choice in chunk.get("choices", []):
             click.echo(_harmless(choice["delta"].get("content") or ""), nl=False)

@@ -266,6 +266,7 @@ class Server(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     server: Server
+    answering = "7-abc"
 
     def do_POST(self) -> None:
         self.server.asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -276,7 +277,7 @@ class Handler(BaseHTTPRequestHandler):
         elif self.server.asked.get("stream"):
             body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in self.chunks()) + "data: [DONE]\n\n"
         else:
-            body = json.dumps({"choices": [{"message": {"content": "blue"}}], "system_fingerprint": "7-abc"})
+            body = json.dumps({"choices": [{"message": {"content": "blue"}}], "system_fingerprint": self.answering})
         self.send_response(200 if known else 404)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -284,7 +285,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def chunks(self) -> Iterator[dict[str, Any]]:
         for text in ("bl", "ue\x1b[2J"):
-            yield {"system_fingerprint": "7-abc", "choices": [{"delta": {"content": text}}]}
+            yield {"system_fingerprint": self.answering, "choices": [{"delta": {"content": text}}]}
 
     def log_message(self, format: str, *args: object) -> None:
         """Stay quiet."""
@@ -308,7 +309,8 @@ def test_ask_streams_the_answer_and_names_the_checkpoint_on_stderr(
     assert main(["ask", "what colour?", "--checkpoint", "7-abc", *options]) == 0
     shown = capsys.readouterr()
     assert shown.out == "blue\\x1b[2J\n", "what could steer the terminal is shown, not obeyed"
-    assert shown.err == "[7-abc]\n"
+    stranger = f"note: another root's server answers at http://127.0.0.1:{server.server_port}: "
+    assert shown.err == stranger + "this root has never run (dropforge up)\n[7-abc]\n"
     assert server.asked["model"] == "7-abc"
     assert server.key == "Bearer secret"
 
@@ -318,6 +320,26 @@ def test_ask_with_json_prints_the_servers_own_document(workspace: Workspace, ser
     assert main(["ask", "what colour?", "--json", *options]) == 0
     assert json.loads(capsys.readouterr().out)["system_fingerprint"] == "7-abc"
     assert server.asked["model"] == "dropforge"
+
+
+def test_ask_says_whether_the_checkpoint_that_answers_is_this_roots(
+    workspace: Workspace, server: Server, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = working_day(workspace)
+    workspace.status_file("deployment.json").unlink()
+    options = ["ask", "hi", "--set", f"inference.port={server.server_port}", "--root", str(workspace.root)]
+    _base, removed, newest = sample.catalogue.committed()
+    assert main(options) == 0
+    assert "checkpoint 7-abc is none of this root's" in capsys.readouterr().err
+    assert main([*options, "--json"]) == 0
+    shown = capsys.readouterr()
+    assert "is none of this root's" in shown.err and json.loads(shown.out)["system_fingerprint"] == "7-abc"
+    sample.catalogue.remove(removed)
+    sample.catalogue.undo_after(removed.id)
+    for ours in (removed.id, newest.id):
+        monkeypatch.setattr(Handler, "answering", ours)
+        assert main(options) == 0
+        assert capsys.readouterr().err == f"[{ours}]\n", "removed by retention, or taken back, and still served"
 
 
 def test_ask_without_a_server_says_so(workspace: Workspace, server: Server, capsys: Capture) -> None:
