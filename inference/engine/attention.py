@@ -96,10 +96,11 @@ def _weights(
 
 @dataclass(slots=True)
 class StepPlan:
-    """Who is where in the packed row. The same plan serves every layer of the step."""
+    """Who is where in the packed row; all places are below `longest`. The same plan serves every layer of the step."""
 
     shelves: list[ShelfPart]
     chunks: list[ChunkPart]
+    longest: int = 1
 
 
 def _decode(
@@ -140,7 +141,7 @@ def _read(
     part.block.write(layer, key_HTD[:, part.start : end], value_HTD[:, part.start : end])
     keys_HLD, values_HLD = part.block.keys[layer], part.block.values[layer]
     heads, groups = key_HTD.shape[0], query_QTD.shape[0] // key_HTD.shape[0]
-    query_HGND = query_QTD[:, part.start : end].unflatten(0, (heads, groups))
+    query_HGND = query_QTD[:, part.start : end].reshape(heads, groups, part.count, -1)
     parts = []
     for tile in part.tiles(window, groups, query_QTD):
         query_HRD = query_HGND[:, :, tile.first : tile.last].flatten(

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from inference.engine.attention import StepPlan, attend
 
+_FIRST_PLACES = 1024
 _PLAIN_DECODERS = frozenset({"llama", "qwen2", "qwen3"})
 
 
@@ -35,7 +36,13 @@ def is_plain(model: PreTrainedModel) -> bool:
     config: Any = model.config
     windows = set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}
     plain = config.model_type in _PLAIN_DECODERS and config.hidden_act == "silu" and not windows
-    return plain and getattr(config, "partial_rotary_factor", None) in (None, 1.0)
+    whole = getattr(config, "partial_rotary_factor", None) in (None, 1.0)
+    return plain and whole and not changes_with_length(model.model.rotary_emb.rope_type)
+
+
+def changes_with_length(rope_type: str) -> bool:
+    """Whether rotary embeddings of this kind take other frequencies once a context is longer than trained with."""
+    return "dynamic" in rope_type or rope_type == "longrope"
 
 
 class ThroughTransformers:
@@ -104,13 +111,34 @@ def _norm_of(module: Any) -> _Norm:  # an RMSNorm of any of the plain decoders
     return _Norm(module.weight, module.variance_epsilon)
 
 
+class _Turns:
+    """Cosines and sines of places, computed once and kept; as many as the longest context so far, in powers of two."""
+
+    def __init__(self, rotary: Any, like: torch.Tensor) -> None:  # a rotary embedding of any of the plain decoders
+        self._rotary = rotary
+        self._like = like
+        self._cos_LD, self._sin_LD = self._of(_FIRST_PLACES)
+
+    def at(self, places_T: torch.Tensor, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of places below `longest`: cosines and sines [T, 1, D], the sines of the first half negated."""
+        if longest > len(self._cos_LD):
+            self._cos_LD, self._sin_LD = self._of(1 << (longest - 1).bit_length())
+        return self._cos_LD[places_T, None], self._sin_LD[places_T, None]
+
+    def _of(self, places: int) -> tuple[torch.Tensor, torch.Tensor]:
+        cos, sin = self._rotary(self._like, torch.arange(places, device=self._like.device)[None])
+        signed_LD = sin[0].clone()
+        signed_LD[:, : sin.shape[-1] // 2].neg_()
+        return cos[0], signed_LD
+
+
 class PlainDecoder:
     """Llama, Qwen2 and Qwen3, layer by layer."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         inner: Any = model.model
         self._embed: torch.Tensor = inner.embed_tokens.weight
-        self._rotary = inner.rotary_emb
+        self._turns = _Turns(inner.rotary_emb, self._embed)
         self._layers = [_Layer(layer) for layer in inner.layers[: model.config.num_hidden_layers]]
         self._norm = _norm_of(inner.norm)
         head: Any = model.lm_head
@@ -120,20 +148,13 @@ class PlainDecoder:
         self, ids_T: torch.Tensor, places_T: torch.Tensor, plan: StepPlan, rows_R: torch.Tensor
     ) -> torch.Tensor:
         x_TC = torch.nn.functional.embedding(ids_T, self._embed)
-        turn = self._turn(x_TC, places_T)
+        turn = self._turns.at(places_T, plan.longest)
         for layer in self._layers:
             x_TC = layer.o.plus(self._attention(layer, layer.before(x_TC), turn, plan), x_TC)
             h_TC = layer.after(x_TC)
             x_TC = layer.down.plus(layer.up.times(h_TC, layer.gate.swish(h_TC)), x_TC)
         logits_RV: torch.Tensor = self._head(self._norm(x_TC[rows_R]))
         return logits_RV.float()
-
-    def _turn(self, x_TC: torch.Tensor, places_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines of the tokens' places, [T, 1, D]; the sines of the first half with their sign turned."""
-        cos, sin = self._rotary(x_TC[None], places_T[None])
-        signed = sin[0, :, None].clone()
-        signed[..., : sin.shape[-1] // 2].neg_()
-        return cos[0, :, None], signed
 
     def _attention(
         self, layer: _Layer, h_TC: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor], plan: StepPlan

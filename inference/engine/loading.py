@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from core.atomic import read_json
 from core.errors import ModelError, ResourceError
 from inference.engine.attention import NAME, register
-from inference.engine.decoder import is_plain
+from inference.engine.decoder import changes_with_length, is_plain
 from inference.engine.layers import JoinedLinear, JoinedPart, LowRank, PackedLinear, pack
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -119,7 +119,7 @@ def context_limit(model: PreTrainedModel) -> int | None:
     for module in model.modules():
         kinds: Any = getattr(module, "rope_type", None)
         names = kinds.values() if isinstance(kinds, dict) else [kinds]
-        if any(isinstance(name, str) and ("dynamic" in name or name == "longrope") for name in names):
+        if any(isinstance(name, str) and changes_with_length(name) for name in names):
             limit = min(filter(None, (limit, *_trained_lengths(model.config))))
     return limit
 

@@ -129,6 +129,7 @@ class Runner:
             plan.chunks.append(ChunkPart(len(ids), len(chunk.ids), block))
             ids += chunk.ids
             places += range(block.length, block.length + len(chunk.ids))
+        plan.longest = max(places, default=0) + 1
         return ids, places, plan, order
 
     def _forward(self, ids: list[int], places: list[int], plan: StepPlan, rows: list[int]) -> torch.Tensor:

@@ -90,6 +90,19 @@ def test_greedy_tokens_equal_transformers_generate(
         assert tokens == whole[0, len(ids) :].tolist()
 
 
+def test_places_beyond_those_kept_are_turned_as_transformers_turns_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference.engine.decoder._FIRST_PLACES", 16)
+    reference = spread(llama(3))
+    runner = Runner(serve(reference, tmp_path), 512)
+    ids = prompts(1, seed=5, longest=300)[0][:60] * 4
+    (tokens,) = greedy(runner, [ids], 40)
+    plain = {"do_sample": False, "max_new_tokens": 40, "eos_token_id": None, "pad_token_id": 0}
+    whole = reference.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), **plain)
+    assert tokens == whole[0, len(ids) :].tolist()
+
+
 def test_logits_have_the_same_bits_alone_and_among_others_however_the_prompt_is_cut(tmp_path: Path) -> None:
     network = serve(spread(qwen(1)), tmp_path)
     batch = prompts(9, seed=2, longest=300)
