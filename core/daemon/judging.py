@@ -5,6 +5,7 @@ Starts   `python -m trainer.evaluate`, `python -m inference.publish`, through th
 Errors   none: an errand that fails is repeated with back-off, then given up, named in events and status
 """
 
+import glob
 import logging
 from collections import deque
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class Errand:
     by_hand: bool = False
     ack: dict[str, Any] | None = None
     note: str = ""
+    instead_of: str | None = None  # publish: what serves and was taken back
     given_way: bool = False  # stopped, so that what people asked of the server goes first
 
 
@@ -65,6 +67,7 @@ class Judging:
         self._sent: tuple[str | None, int] | None = None
         self._given_up: set[str] = set()
         self._refused: set[str] = set()
+        self._replaced: set[str] = set()
         self._deferred_until_s = 0.0
         self._was_ok = False
         self._heard = False  # the server has answered this daemon at least once
@@ -152,7 +155,9 @@ class Judging:
             return Errand("refresh", "judge", argv)
         publish = self._to_publish(now)
         if publish is not None:
-            return self._publish(publish.id)
+            errand = self._publish(publish.id)
+            errand.instead_of = self._deployment.serving if self._serves_undone() else None
+            return errand
         return self._judge(now)
 
     def _maybe_give_way(self, errand: Errand, now: float) -> None:
@@ -234,25 +239,48 @@ class Judging:
         folder = self._context.workspace.evaluation_dir(self._context.run, checkpoint_id)
         return read_status(folder / "metrics.json") or {}
 
-    def _deployed_before(self, checkpoint_id: str) -> bool:
-        """It served once, or its gate said no: going back to it is a person's decision. A network error is neither."""
+    def _deployed_before(self, checkpoint_id: str) -> str | None:
+        """`served` once, or `refused` by its gate: going back to it is for a person. A network error is neither."""
         folder = self._context.workspace.evaluation_dir(self._context.run, checkpoint_id)
         deploy = read_status(folder / "deploy.json") or {}
         error = deploy.get("error")
         refused = isinstance(error, dict) and error.get("error") == "gate_failed"
-        return deploy.get("ok") is True or deploy.get("gate_failed") is True or refused
+        if refused or deploy.get("gate_failed") is True or checkpoint_id in self._refused:
+            return "refused"
+        return "served" if deploy.get("ok") is True else None
 
     def _to_publish(self, now: float | None) -> Checkpoint | None:
         """What should serve and does not. With `now`, only when it can be tried at this moment."""
         if now is not None and (not self._deployment.ok or now < self._deferred_until_s):
             return None
+        undone = self._serves_undone()
         for checkpoint in reversed(self._view.job_ends):
             if checkpoint.id == self._deployment.serving:
                 return None
             if self._promotes(checkpoint.id):
-                done = checkpoint.id in self._refused or self._deployed_before(checkpoint.id)
-                return self._first(now) if done else checkpoint
-        return self._first(now)
+                before = self._deployed_before(checkpoint.id)
+                if before is None or (before == "served" and (undone or checkpoint.id in self._replaced)):
+                    return checkpoint
+                if not undone:
+                    return self._first(now)
+        return self._view.base if undone else self._first(now)
+
+    def _serves_undone(self) -> bool:
+        """What serves was taken back by a rewind, and nothing is left that could make it again.
+
+        Jobs that a rewind queues again come to the same weights and the same id, unless they are cancelled first. Once
+        replaced, it serves again only when a person rolls back to it, which is left alone.
+        """
+        serving = self._deployment.serving
+        if serving is None or serving in self._replaced or self._view.find(serving) is not None:
+            return False
+        workspace, queue = self._context.workspace, self._context.queue
+        if not any(workspace.undone_dir.glob(f"{self._context.run}-{glob.escape(serving)}-*")):
+            return False
+        if not self._orders.idle or queue.active() is not None or queue.waiting():
+            return False
+        self._view.refresh()  # the last job of the queue may have made it a moment ago
+        return self._view.find(serving) is None
 
     def _maybe_take_back(self) -> None:
         """`trainer.on_regress: rewind`: a candidate that is clearly worse goes, and so does what was built on it."""
@@ -323,7 +351,12 @@ class Judging:
         self._refresh = code in (0, GATE_FAILED)
         if code == 0:
             self._sent = (errand.checkpoint, self._deployment.polls)
-            self._context.events.emit("deployed", f"{what} is published", checkpoint=errand.checkpoint, how=errand.kind)
+            self._replaced.discard(what)
+            text = f"{what} is published"
+            if errand.instead_of is not None:
+                self._replaced.add(errand.instead_of)
+                text += f" in place of {errand.instead_of}, which was taken back"
+            self._context.events.emit("deployed", text, checkpoint=errand.checkpoint, how=errand.kind)
             return
         self._context.events.emit("deploy_failed", f"{what} was not published: {reason}", checkpoint=errand.checkpoint)
         if code == GATE_FAILED and errand.checkpoint:
