@@ -6,6 +6,7 @@ Errors   NotFoundError for an unknown checkpoint or suite
 """
 
 import re
+import textwrap
 from pathlib import Path
 from typing import Any  # manifests and metrics are JSON
 
@@ -14,11 +15,13 @@ import click
 from core.atomic import sha256_file
 from core.checkpoints import Catalogue, ends_job
 from core.commands.invocation import common_options, current
-from core.commands.output import facts, say, shortened, table
-from core.paths import Workspace
+from core.commands.output import coloured, facts, say, shortened, table
+from core.paths import Workspace, display_name
 from core.provenance import lineage
 from core.status import read_status
 
+_WIDTH = 100  # columns that a terminal is expected to have
+_INDENT = "  "
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
@@ -77,13 +80,23 @@ def _show_leaderboard(doc: dict[str, Any]) -> None:
     if not doc["candidates"]:
         say("no candidate has been judged yet")
         return
-    rows = []
     for candidate in doc["candidates"]:
-        suites = "  ".join(f"{name} {_score(s)}" for name, s in (candidate.get("suites") or {}).items())
-        rows.append([candidate["id"], candidate["decision"], candidate.get("p_value"), suites, candidate.get("reason")])
-    table(("checkpoint", "decision", "p", "suites", "reason"), rows)
+        _show_candidate(candidate)
     for name, best in (doc.get("best") or {}).items():
         say(f"best ever on {name}: {_score(best)} by {best.get('id')}{_drop(best.get('drop_since'))}")
+
+
+def _show_candidate(candidate: dict[str, Any]) -> None:
+    """What was decided and why, and a line a suite: as one row of a table it is wider than any terminal."""
+    p_value = candidate.get("p_value")
+    odds = f"  p {p_value:.4g}" if isinstance(p_value, int | float) else ""
+    click.echo(f"{display_name(str(candidate['id']))}  {coloured(str(candidate['decision']))}{odds}")
+    for line in textwrap.wrap(display_name(str(candidate.get("reason") or "")), _WIDTH - len(_INDENT)):
+        click.echo(_INDENT + line)
+    suites = candidate.get("suites") or {}
+    width = max(map(len, suites), default=0)
+    for name, suite in suites.items():
+        say(f"{_INDENT}{name.ljust(width)}  {_score(suite)}")
 
 
 def _score(suite: dict[str, Any]) -> str:

@@ -49,7 +49,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     widths = [max(len(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]
     click.echo(click.style(_line(columns, widths), bold=True))
     for row in cells:
-        padded = [click.style(c.ljust(w), fg=COLOURS.get(c)) for c, w in zip(row, widths, strict=True)]
+        padded = [click.style(c, fg=COLOURS.get(c)) + " " * (w - len(c)) for c, w in zip(row, widths, strict=True)]
         click.echo("  ".join(padded).rstrip())
 
 

@@ -205,12 +205,15 @@ def test_leaderboard_for_a_person_shows_intervals_parts_the_best_ever_and_the_dr
     path = sample.ws.status_file("leaderboard.json")
     doc = json.loads(path.read_text())
     easy = {"metric": "accuracy", "n": 25, "of": 100, "value": 0.4, "ci95": [0.21, 0.61]}
-    doc["candidates"][-1]["suites"] = {"easy": easy}
+    doc["candidates"][-1]["suites"] = {"easy": easy, "a_rather_long_name_for_a_suite": easy}
+    doc["candidates"][-1]["reason"] = "better on every suite there is, " * 9 + "and so promoted"
     best = {"metric": "accuracy", "n": 25, "id": "3-aaaaaaaaaaaa", "value": 0.6}
     doc["best"] = {"easy": best | {"drop_since": 0.2}, "hard": best | {"drop_since": 0.0}, "old": best}
     path.write_text(json.dumps(doc))
     shown = read(capsys, sample, "leaderboard")
-    assert "easy accuracy 0.4 [0.21, 0.61] (n 25 of 100)" in shown
+    assert "  easy                            accuracy 0.4 [0.21, 0.61] (n 25 of 100)\n" in shown
+    assert "and so promoted" in shown
+    assert max(map(len, shown.splitlines())) <= 100
     assert "best ever on easy: accuracy 0.6 (n 25) by 3-aaaaaaaaaaaa; what serves is worse by 0.2" in shown
     assert "best ever on hard: accuracy 0.6 (n 25) by 3-aaaaaaaaaaaa; what serves is as good" in shown
     assert "what serves was not asked the same items" in shown
