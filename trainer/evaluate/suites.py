@@ -7,9 +7,10 @@ Errors   ConfigError naming the file and the line
 Used by  the judge; a suite's shards are the unit in which results are kept and reused
 """
 
+import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -49,6 +50,14 @@ _SUITE_KEYS = {
     "skill",
 }
 _ITEM_KEYS = {"id", "messages", "prompt", "text", "expected", "grader", "choices", "tags", "metadata"}
+
+# What other tools call these.
+_MEANT = {
+    **dict.fromkeys(("question", "input", "instruction", "query"), "prompt"),
+    **dict.fromkeys(("answer", "output", "completion", "response", "target", "gold", "label"), "expected"),
+    **dict.fromkeys(("options", "alternatives"), "choices"),
+    "conversations": "messages",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +163,7 @@ def _suite(folder: Path) -> Suite:
     path = folder / "suite.json"
     doc = read_json(path)
     if unknown := doc.keys() - _SUITE_KEYS:
-        raise ConfigError(f"unknown key {sorted(unknown)[0]!r}", where=str(path), fix=f"use {sorted(_SUITE_KEYS)}")
+        raise _unknown_key(min(unknown), _SUITE_KEYS, str(path), "take it out")
     metric, role = doc.get("metric", "exact_match"), doc.get("role", "primary")
     _one_of(metric, (*GRADED_METRICS, *LOSS_METRICS), "metric", path)
     _one_of(role, ROLES, "role", path)
@@ -226,7 +235,7 @@ def _json_lines(path: Path, longest_bytes: int | None = None) -> list[tuple[int,
 def parse_item(doc: dict[str, Any], where: str, metric: str) -> Item:
     """Understand one line of items.jsonl. Raises ConfigError naming `where` and the field."""
     if unknown := doc.keys() - _ITEM_KEYS:
-        raise ConfigError(f"unknown key {sorted(unknown)[0]!r}", where=where, fix=f"use {sorted(_ITEM_KEYS)}")
+        raise _unknown_key(min(unknown), _ITEM_KEYS, where, 'take it out, or keep it in "metadata"')
     if len(questions := sorted(doc.keys() & {"messages", "prompt", "text"})) > 1:
         raise ConfigError(f"{' and '.join(questions)} stand side by side", where=where, fix="keep the one to be asked")
     identity = str(doc.get("id", where.rpartition(":")[2]))
@@ -253,6 +262,14 @@ def parse_item(doc: dict[str, Any], where: str, metric: str) -> Item:
     if row is None and asked is None:
         raise ConfigError("nothing here can be scored", where=where, fix="give the expected answer as text")
     return Item(identity, row, asked, expected, grader, choices, tags)
+
+
+def _unknown_key(key: str, known: Collection[str], where: str, otherwise: str) -> ConfigError:
+    """What to do with a key: the name that is meant, where that can be told, and the names there are."""
+    meant = _MEANT.get(key.lower(), "")
+    near = [meant] if meant in known else difflib.get_close_matches(key.lower(), sorted(known), 1)
+    first = f'call it "{near[0]}"' if near else otherwise
+    return ConfigError(f"unknown key {key[:80]!r}", where=where, fix=f"{first} (known: {', '.join(sorted(known))})")
 
 
 def _list(doc: Mapping[str, Any], key: str, where: str) -> list[Any]:

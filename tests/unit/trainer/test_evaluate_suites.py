@@ -13,7 +13,7 @@ from curriculum.generators.binary import OPERATIONS, draw
 from scripts import gsm8k_suite
 from scripts.make_suites import TIERS, write_tier
 from trainer.evaluate.graders import grade
-from trainer.evaluate.suites import INCOMING, deciding, incoming_suite, load_suite, load_suites, thinned
+from trainer.evaluate.suites import INCOMING, deciding, incoming_suite, load_suite, load_suites, parse_item, thinned
 
 
 @pytest.fixture
@@ -302,3 +302,19 @@ def test_a_long_held_out_row_is_no_broken_suite(workspace):
     turns = [{"role": "user", "content": "a" * (2 << 20)}, {"role": "assistant", "content": "b"}]
     (folder / "j.jsonl").write_text(json.dumps({"sha256": "0" * 64, "row": 1, "messages": turns}) + "\n")
     assert len(incoming_suite(workspace, "main", ["j"]).items) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "fix"),
+    [
+        ("question", 'call it "prompt"'),
+        ("Answer", 'call it "expected"'),
+        ("expcted", 'call it "expected"'),
+        ("difficulty", 'take it out, or keep it in "metadata"'),
+    ],
+)
+def test_an_unknown_key_of_an_item_is_told_what_to_do_with_it(key, fix):
+    with pytest.raises(ConfigError) as refused:
+        parse_item({"prompt": "1+1", "expected": "2", key: "x"}, "items.jsonl:1", "accuracy")
+    assert refused.value.message == f"unknown key {key!r}"
+    assert refused.value.fix.startswith(f"{fix} (known: choices, expected, ")
