@@ -7,12 +7,16 @@ Effects  imports a sub-command's module only when that command is asked for, so 
 
 import importlib
 import json
+import os
 import sys
+from pathlib import Path
 
 import click
 
+from core.atomic import storage_error
 from core.commands.invocation import common_options
-from core.errors import DropforgeError
+from core.errors import DropforgeError, UsageError
+from core.paths import display_name
 
 VERSION = "0.1.0"
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
@@ -82,7 +86,8 @@ def cli() -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns the contract's exit code; an explained error never becomes a traceback."""
-    context_json = "--json" in (sys.argv[1:] if argv is None else argv)
+    given = sys.argv[1:] if argv is None else argv
+    context_json = "--json" in given
     try:
         result = cli.main(args=argv, prog_name="dropforge", standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -92,17 +97,27 @@ def main(argv: list[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except DropforgeError as error:
-        _explain(error, context_json)
-        return error.exit_code
+        return _explain(error, context_json)
+    except UnicodeEncodeError:
+        words = [display_name(w) for w in given if w.encode(errors="replace") != os.fsencode(w)]
+        if not words:
+            raise
+        return _explain(UsageError(f"not UTF-8: {', '.join(words)}", fix="write it in UTF-8"), context_json)
+    except OSError as error:
+        if error.filename is None:  # no folder or file that a person could mend
+            raise
+        return _explain(storage_error(error, Path(os.fsdecode(error.filename))), context_json)
 
 
-def _explain(error: DropforgeError, as_json: bool) -> None:
+def _explain(error: DropforgeError, as_json: bool) -> int:
+    """Say what went wrong, names of strangers escaped; returns the exit code."""
     if as_json:
         click.echo(json.dumps({"error": error.as_dict()}))
     place = f"{error.where}: " if error.where else ""
-    click.echo(f"error: {place}{error.message}", err=True)
+    click.echo(f"error: {display_name(place + error.message)}", err=True)
     if error.fix:
-        click.echo(f"  fix: {error.fix}", err=True)
+        click.echo(f"  fix: {display_name(error.fix)}", err=True)
+    return error.exit_code
 
 
 if __name__ == "__main__":

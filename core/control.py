@@ -11,7 +11,7 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Any  # request arguments are JSON values
 
-from core.atomic import parse_json, write_bytes
+from core.atomic import parse_json, storage_error, write_bytes
 from core.errors import ConfigError, JsonError
 from core.paths import Workspace
 
@@ -76,11 +76,17 @@ def _arguments(name: str, content: bytes, *, is_request: bool) -> dict[str, Any]
 
 
 def write_command(workspace: Workspace, command: str, **arguments: Any) -> None:  # JSON values
-    """Ask for one of COMMANDS. Side effects: creates inbox/control/<command>."""
+    """Ask for one of COMMANDS. Side effects: creates inbox/control/<command>.
+
+    Raises:
+        ConfigError: the daemon would not take it, e.g. for its length.
+    """
     if command not in COMMANDS:
         raise ConfigError(f"no command {command!r}", fix=f"use one of {', '.join(COMMANDS)}")
     given = {key: value for key, value in arguments.items() if value}
-    _write(workspace, command, json.dumps(given).encode() if given else b"")
+    content = json.dumps(given).encode() if given else b""
+    parse_control(command, content)
+    _write(workspace, command, content)
 
 
 def write_request(workspace: Workspace, verb: str, **arguments: Any) -> str:  # JSON values
@@ -95,5 +101,8 @@ def write_request(workspace: Workspace, verb: str, **arguments: Any) -> str:  # 
 
 
 def _write(workspace: Workspace, name: str, content: bytes) -> None:
-    workspace.control_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        workspace.control_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(error, workspace.control_dir) from error
     write_bytes(workspace.control_dir / name, content)

@@ -5,6 +5,7 @@ Writes   stdout; a folder of the user's choice for export, through a child proce
 Errors   NotFoundError for an unknown checkpoint or suite
 """
 
+import os
 import re
 import textwrap
 from pathlib import Path
@@ -122,7 +123,7 @@ def lineage_command(wanted: str) -> None:
     """Name the files a checkpoint has seen, or the checkpoints that have seen a file."""
     workspace = current().workspace()
     path = Path(wanted)
-    name = sha256_file(path) if not _SHA256.fullmatch(wanted) and path.is_file() else wanted
+    name = sha256_file(path) if not _SHA256.fullmatch(wanted) and os.path.isfile(path) else wanted
     doc = lineage(workspace, current().settings(workspace).run, name)
     current().show(doc, lambda: _show_lineage(doc))
 

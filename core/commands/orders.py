@@ -29,6 +29,11 @@ _NO_RETRY = dict.fromkeys(WAITING_LANES, "nothing to do: it waits already") | {
     "done": "nothing to retry: its rows are trained; rows that were added go into a new file",
     "rejected": "drop the mended file again: dropforge submit FILE",
 }
+# What becomes of a command that no daemon hears: contract section 2.
+_WITHOUT_DAEMON = {
+    "pause": "the next one starts paused",
+    "resume": "and no pause stands any more",
+} | dict.fromkeys(("skip", "stop", "checkpoint"), "so there is nothing to do: the next one forgets it")
 _WAIT_S = 600.0  # an optimizer step of a large model and a commit fit into it
 
 
@@ -47,7 +52,7 @@ def _order(command: str, wait: bool, **arguments: object) -> None:
 
 def _order_line(command: str, acknowledged: dict[str, Any] | None, alive: bool) -> str:
     if not alive:
-        return f"{command}: asked for, but no daemon runs in this root (dropforge up)"
+        return f"{command}: no daemon runs in this root (dropforge up), {_WITHOUT_DAEMON[command]}"
     if acknowledged is None:
         return f"{command}: asked for; the daemon obeys after the current optimizer step"
     place = f" at step {acknowledged['step']}" if acknowledged.get("step") is not None else ""
@@ -82,7 +87,8 @@ def request(verb: str, wanted: str | None, **extra: str) -> None:
     arguments = extra if wanted is None else {"id": wanted, **extra}
     name = write_request(workspace, verb, **arguments)
     doc = {"request": verb, "file": f"inbox/control/{name}", **arguments}
-    current().show(doc, lambda: say(f"{verb} {wanted or ''}".rstrip() + ": asked for; dropforge status shows when"))
+    heard = "dropforge status shows when" if daemon_runs(workspace) else "done when a daemon runs (dropforge up)"
+    current().show(doc, lambda: say(f"{verb} {wanted or ''}".rstrip() + f": asked for; {heard}"))
 
 
 def _checkpoint_id(wanted: str) -> str:

@@ -6,6 +6,7 @@ Effects  none: asking never touches a process, and no torch is loaded
 """
 
 import json
+import os
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -15,10 +16,11 @@ from typing import Any  # status documents and verdicts are JSON
 import click
 
 from core.commands.invocation import common_options, current
+from core.commands.liveness import daemon_runs
 from core.commands.output import coloured, facts, on_terminal, say, shortened, table
 from core.commands.verdict_view import show_all
 from core.errors import NotFoundError
-from core.job_queue import JobQueue
+from core.job_queue import SIDECAR_SUFFIX, JobQueue
 from core.paths import Workspace, display_name
 from core.status import STALE_AFTER_S, age_s, read_status
 from core.verdicts import all_verdicts, jobs_called, whole_verdict
@@ -66,6 +68,7 @@ def _show_status(workspace: Workspace, doc: dict[str, Any]) -> None:
             ("root", workspace.root),
             ("daemon", _daemon_line(daemon)),
             ("why", daemon.get("reason") or (_PAUSED if daemon.get("state") == "paused" else None)),
+            *_inbox_facts(workspace),
             ("queue", _queue_line(workspace, daemon.get("queue") or {})),
             ("training", _training_line(training)),
             ("serving", _serving_line(deployment, stopped=daemon.get("state") == "stopped")),
@@ -84,6 +87,22 @@ def _show_status(workspace: Workspace, doc: dict[str, Any]) -> None:
         say(f"child    {name} {child.get('state')}{pid}{again}{why}")
     for answer in _answers(workspace):
         say(f"asked    {answer}")
+
+
+def _inbox_facts(workspace: Workspace) -> list[tuple[str, object]]:
+    """What lies in the inbox and nobody looks at, so that an empty queue does not look like nothing to do."""
+    if daemon_runs(workspace):
+        return []
+    folders = [workspace.inbox, workspace.inbox / "high", workspace.inbox / "low"]
+    names = [e.name for f in folders if f.is_dir() for e in os.scandir(f) if e.is_file(follow_symlinks=False)]
+    count = sum(
+        not name.startswith(".") and name != "README.md" and not name.endswith(SIDECAR_SUFFIX) for name in names
+    )
+    return (
+        [("inbox", f"{count} {'files wait' if count != 1 else 'file waits'} for a daemon (dropforge up)")]
+        if count
+        else []
+    )
 
 
 def _queue_line(workspace: Workspace, lanes: dict[str, int]) -> str:

@@ -1,6 +1,7 @@
 """The command line's frame: options before or after the verb, errors explained, exit codes, speed of help."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,28 @@ def test_a_refused_setting_is_one_explained_error(workspace: Workspace, capsys: 
 def test_with_json_an_error_is_a_json_document_on_stdout(workspace: Workspace, capsys: Capture) -> None:
     assert main(["--json", "config", "check", "--root", str(workspace.root), "--set", "nothing=3"]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["error"] == "config"
+
+
+def test_a_strangers_name_in_an_error_is_one_harmless_line(workspace: Workspace, capsys: Capture) -> None:
+    assert main(["submit", "no\nsuch\x1b[31m.jsonl", "--root", str(workspace.root)]) == 2
+    assert capsys.readouterr().err.splitlines()[0] == "error: no\\x0asuch\\x1b[31m.jsonl: no such file"
+
+
+def test_a_word_that_is_not_utf8_is_named_and_nothing_is_written(
+    workspace: Workspace, tmp_path: Path, capsys: Capture
+) -> None:
+    (rows := tmp_path / os.fsdecode(b"\xfe.jsonl")).write_text('{"text": "a row"}\n')
+    root = ["--root", str(workspace.root)]
+    assert main(["submit", "--spec", os.fsdecode(b"\xff"), str(rows), *root]) == 2
+    assert "\\xff" in capsys.readouterr().err
+    assert [path for path in workspace.inbox.iterdir() if path.is_file()] == []
+    assert main(["submit", str(rows), *root]) == 0, "names of files may be any bytes"
+
+
+def test_a_folder_where_a_file_should_be_is_explained(workspace: Workspace, capsys: Capture) -> None:
+    (workspace.logs_dir / "daemon.jsonl").mkdir(parents=True)
+    assert main(["logs", "--root", str(workspace.root)]) == 4
+    assert "daemon.jsonl: Is a directory" in capsys.readouterr().err
 
 
 def test_a_closed_pipe_is_no_traceback(workspace: Workspace) -> None:

@@ -57,7 +57,31 @@ def test_without_a_daemon_waiting_is_refused_and_asking_says_so(
     assert main(["checkpoint", "--wait", "--root", str(workspace.root)]) == 2
     assert control_files(workspace) == {}
     assert main(["checkpoint", "--root", str(workspace.root)]) == 0
-    assert "no daemon runs" in capsys.readouterr().out
+    assert capsys.readouterr().out == (
+        "checkpoint: no daemon runs in this root (dropforge up), so there is nothing to do: the next one forgets it\n"
+    )
+    assert main(["pause", "--root", str(workspace.root)]) == 0
+    assert "the next one starts paused" in capsys.readouterr().out
+    assert main(["rollback", "--root", str(workspace.root)]) == 0
+    assert capsys.readouterr().out == "rollback: asked for; done when a daemon runs (dropforge up)\n"
+
+
+def test_a_reason_that_the_daemon_would_not_read_is_refused(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pause", "--reason", "r" * 5000, "--root", str(workspace.root)]) == 2
+    assert "longer than 4096 bytes" in capsys.readouterr().err
+    assert control_files(workspace) == {}
+
+
+def test_orders_into_a_root_that_cannot_be_written_are_explained(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace.control_dir.rmdir()
+    workspace.control_dir.write_text("in the way")
+    for verb in ("pause", "rollback"):
+        assert main([verb, "--root", str(workspace.root)]) == 4
+        assert f"{workspace.control_dir}: File exists" in capsys.readouterr().err
 
 
 def test_resume_takes_a_pause_back_that_no_daemon_has_heard(workspace: Workspace) -> None:

@@ -96,6 +96,13 @@ def test_status_of_a_root_never_started_says_how_to_start(workspace: Workspace, 
     assert "dropforge up" in capsys.readouterr().out
 
 
+def test_status_without_a_daemon_counts_what_lies_in_the_inbox(workspace: Workspace, capsys: Capture) -> None:
+    for name in ("a.jsonl", "a.jsonl.meta.json", ".hidden.jsonl", "README.md", "high/b.jsonl"):
+        (workspace.inbox / name).write_text("{}")
+    assert main(["status", "--root", str(workspace.root)]) == 0
+    assert "inbox     2 files wait for a daemon (dropforge up)\n" in capsys.readouterr().out
+
+
 def test_jobs_lists_every_lane_and_the_refused_files_oldest_first(sample: SampleRoot, capsys: Capture) -> None:
     jobs = ask(capsys, sample, "jobs")["jobs"]
     states = [job["state"] for job in jobs]
@@ -262,6 +269,10 @@ def test_lineage_takes_the_file_itself(sample: SampleRoot, tmp_path: Path, capsy
     path = tmp_path / "unknown.jsonl"
     path.write_text("{}\n")
     assert ask(capsys, sample, "lineage", str(path), code=2)["error"]["error"] == "not_found"
+
+
+def test_lineage_of_a_name_that_no_file_can_have_is_not_found(sample: SampleRoot) -> None:
+    assert main(["lineage", "n" * 300, "--root", str(sample.ws.root)]) == 2
 
 
 def test_logs_of_all_processes_are_merged_by_time(sample: SampleRoot, capsys: Capture) -> None:
