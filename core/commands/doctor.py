@@ -7,7 +7,7 @@ Errors   exit 5 when a check fails; a refused config.json is a finding, not an e
 import click
 
 from core.commands.invocation import common_options, current, finish
-from core.commands.machine_checks import FAIL, Finding, machine_findings
+from core.commands.machine_checks import FAIL, Finding, machine_findings, refused
 from core.commands.model_checks import settings_findings
 from core.commands.output import coloured, say
 from core.errors import AnswerNoError, ConfigError
@@ -32,7 +32,12 @@ def _with_settings(workspace: Workspace) -> list[Finding]:
         settings = current().settings(workspace)
     except ConfigError as error:
         return [Finding("settings", FAIL, f"{error.where}: {error.message}", error.fix)]
-    return list(settings_findings(workspace, settings))
+    findings: list[Finding] = []
+    try:
+        findings.extend(settings_findings(workspace, settings))
+    except OSError as error:
+        findings.append(refused("root", error))
+    return findings
 
 
 def _show(findings: list[Finding]) -> None:

@@ -45,7 +45,7 @@ def submit_command(files: tuple[Path, ...], spec: str | None, priority: str, gen
     workspace = current().workspace()
     files = _without_sidecars(files)
     beside = _prepared(workspace, files)
-    known = job_ids(workspace)
+    known = job_ids(workspace) if wait else set()
     told = _sidecar_facts(spec, priority, generator)
     dropped: list[Dropped] = []
     try:

@@ -11,13 +11,14 @@ import platform
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 
+from core.atomic import storage_error
 from core.job_queue import JobQueue
 from core.paths import Workspace
 
@@ -45,14 +46,27 @@ class Finding:
 
 def machine_findings(workspace: Workspace) -> Iterator[Finding]:
     """Every check that needs no settings."""
-    yield python_version()
-    yield clock(workspace)
-    yield permissions(workspace)
-    yield one_filesystem(workspace)
-    yield disk(workspace)
-    yield inotify(workspace)
-    yield program("rsync", "publishing copies checkpoints with it")
-    yield program("ssh", "publishing to a second host goes over it", needed=workspace.hosts_file.exists())
+    checks: dict[str, Callable[[], Finding]] = {
+        "python": python_version,
+        "clock": lambda: clock(workspace),
+        "permissions": lambda: permissions(workspace),
+        "filesystem": lambda: one_filesystem(workspace),
+        "disk": lambda: disk(workspace),
+        "inotify": lambda: inotify(workspace),
+        "rsync": lambda: program("rsync", "publishing copies checkpoints with it"),
+        "ssh": lambda: program("ssh", "publishing to a second host goes over it", needed=workspace.hosts_file.exists()),
+    }
+    for name, check in checks.items():
+        try:
+            yield check()
+        except OSError as error:
+            yield refused(name, error)
+
+
+def refused(name: str, error: OSError) -> Finding:
+    """The finding of a check that the operating system stopped, e.g. at a folder this user may not list."""
+    explained = storage_error(error, Path(os.fsdecode(error.filename or "?")))
+    return Finding(name, FAIL, f"{explained.where}: {explained.message}", explained.fix)
 
 
 def python_version() -> Finding:

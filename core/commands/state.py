@@ -48,6 +48,8 @@ def _status(workspace: Workspace) -> dict[str, Any]:
 def status_command(watch: bool) -> None:
     """Say what the daemon, the trainer and the server are doing."""
     workspace = current().workspace()
+    if workspace.status_dir.is_dir():
+        os.listdir(workspace.status_dir)  # who may not look is told so, not that nothing was started
     _answer_status(workspace)
     while watch:
         time.sleep(_REFRESH_S)

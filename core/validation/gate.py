@@ -93,7 +93,7 @@ def run_gates(claim_folder: Path, context: GateContext) -> GateOutcome:
     except OSError as error:
         if error.errno in _DISK_ERRORS:
             raise StorageError(f"the gate cannot write: {error.strerror}", where=str(claim_folder)) from error
-        return _outcome(base | _unreadable(error), "held", context.lane)
+        return _outcome(base | _unreadable(error, path), "held", context.lane)
     except ConfigError as error:  # a damaged spec or suite of the root
         raise RootDamagedError(error.message, where=error.where, fix=error.fix) from error
     except ResourceError as error:
@@ -137,7 +137,7 @@ def check_file(
         except SidecarError as error:
             verdict, passed = _refused_by_sidecar(path, base, error), False
     except OSError as error:
-        return base | _unreadable(error) | {"state": "rejected"}
+        return base | _unreadable(error, path) | {"state": "rejected"}
     except DropforgeError:
         raise
     except Exception as error:  # noqa: BLE001  # the loop's edge: a gate that raises refuses
@@ -254,8 +254,10 @@ def _refused_by_sidecar(path: Path, base: dict[str, Any], error: SidecarError) -
     return base | counts | words | {"issues": [issue]}
 
 
-def _unreadable(error: OSError) -> dict[str, Any]:
-    words = f"the file cannot be read: {error.strerror or error}"
+def _unreadable(error: OSError, path: Path) -> dict[str, Any]:
+    elsewhere = error.filename is not None and os.fsdecode(error.filename) != str(path)
+    what = display_name(error.filename) if elsewhere else "the file"
+    words = f"{what} cannot be read: {error.strerror or error}"
     changed = error.errno == errno.EBUSY
     fix = "let its writer finish, then retry" if changed else "check the disk and the file's permissions, then retry"
     return _words(RowProblem("unreadable", words, fix=fix))

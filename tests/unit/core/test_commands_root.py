@@ -1,14 +1,16 @@
 """init, config, doctor: making a root and finding out whether this machine can run it."""
 
+import errno
 import json
 import os
 import socket
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from core.cli import main
-from core.commands import machine_checks, model_checks
+from core.commands import doctor, machine_checks, model_checks
 from core.gpu import Gpu, GpuReading
 from core.paths import Workspace
 from core.settings import load_settings
@@ -67,6 +69,21 @@ def test_doctor_names_the_setting_of_a_taken_port_and_exits_five(workspace: Work
     shown = capsys.readouterr().out
     assert f"port {port} on 127.0.0.1 is taken" in shown
     assert "inference.port" in shown
+
+
+def test_doctor_goes_on_past_a_folder_that_cannot_be_listed(
+    workspace: Workspace, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied", "/root/queue")
+
+    monkeypatch.setattr(machine_checks, "clock", refuse)
+    monkeypatch.setattr(doctor, "settings_findings", refuse)
+    assert main(["doctor", "--json", "--root", str(workspace.root)]) == 5
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    for name in ("clock", "root"):
+        assert (checks[name]["status"], checks[name]["message"]) == ("FAIL", "/root/queue: Permission denied")
+    assert {"disk", "ssh"} <= checks.keys()
 
 
 def test_doctor_explains_a_refused_config_instead_of_ending(workspace: Workspace, capsys: Capture) -> None:

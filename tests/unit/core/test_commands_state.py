@@ -1,8 +1,9 @@
 """status, jobs, logs, checkpoints, leaderboard, lineage: what a working root answers, to people and to programs."""
 
+import errno
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -94,6 +95,17 @@ def test_status_of_a_dead_daemon_does_not_say_that_it_trains(sample: SampleRoot,
 def test_status_of_a_root_never_started_says_how_to_start(workspace: Workspace, capsys: Capture) -> None:
     assert main(["status", "--root", str(workspace.root)]) == 0
     assert "dropforge up" in capsys.readouterr().out
+
+
+def test_status_that_may_not_look_says_so_and_not_that_nothing_runs(
+    workspace: Workspace, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied", folder)
+
+    monkeypatch.setattr("os.listdir", refuse)
+    assert main(["status", "--root", str(workspace.root)]) == 4
+    assert f"{workspace.status_dir}: Permission denied" in capsys.readouterr().err
 
 
 def test_status_without_a_daemon_counts_what_lies_in_the_inbox(workspace: Workspace, capsys: Capture) -> None:

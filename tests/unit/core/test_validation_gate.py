@@ -1,15 +1,17 @@
 """The gates over real claim folders: what is accepted will train; a gate that fails refuses."""
 
+import errno
 import json
 import os
 import pickle
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
-from core.paths import builtin_config
+from core.paths import Workspace, builtin_config
+from core.settings import load_settings
 from core.validation import TokenCache, gate
 from core.validation.encoders import EncoderDamagedError, EncoderMissingError, encoder_for
 from core.validation.gate import GateContext, RootDamagedError
@@ -244,3 +246,16 @@ def test_a_format_whose_package_is_missing_holds_the_file_and_says_the_pip_line(
     assert (outcome.state, outcome.verdict["state"], outcome.verdict["code"]) == ("held", "held", "missing_tool")
     assert "pip install 'dropforge[formats]'" in outcome.verdict["fix"] and "dropforge retry" in outcome.verdict["fix"]
     assert (folder / "x.parquet").exists()
+
+
+def test_a_folder_of_the_root_that_may_not_be_read_is_not_blamed_on_the_file(
+    gates: Gates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    (path := tmp_path / "rows.jsonl").write_text(json.dumps(chat(0)) + "\n")
+    workspace = Workspace(tmp_path / "root")
+    monkeypatch.setattr(gate, "read_held_out", refuse)
+    verdict = gate.check_file(path, load_settings(workspace), workspace)
+    assert verdict["message"] == f"{workspace.incoming_dir('main')} cannot be read: Permission denied"
