@@ -98,7 +98,8 @@ def jobs_called(workspace: Workspace, wanted: str) -> list[str]:
     parts = sorted(job_id for job_id in known if wanted in job_id) if len(wanted) >= _SHORTEST_PART else []
     if len(parts) == 1:
         return parts
-    named = [str(v["job_id"]) for v in all_verdicts(workspace) if wanted in (v["file"], display_name(str(v["file"])))]
+    names = {wanted, display_name(wanted)}  # verdicts name files as they are shown
+    named = [str(v["job_id"]) for v in all_verdicts(workspace) if names & {v["file"], display_name(str(v["file"]))}]
     if named:
         return named
     if parts:

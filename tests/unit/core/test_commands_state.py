@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -176,6 +177,8 @@ def test_a_job_answers_to_its_files_name_and_to_a_part_of_its_id(sample: SampleR
     for wanted in ("odd name.jsonl", verdict["job_id"].rpartition("-")[2], verdict["job_id"]):
         (found,) = ask(capsys, sample, "jobs", wanted)["jobs"]
         assert found == verdict
+    shown = sample.job("failed", "\\xff.jsonl")  # verdicts name files as they are shown
+    assert ask(capsys, sample, "jobs", os.fsdecode(b"\xff.jsonl"))["jobs"] == [shown]
     again = sample.job("normal", "odd name.jsonl")
     found_both = ask(capsys, sample, "jobs", "odd name.jsonl")["jobs"]
     assert [job["job_id"] for job in found_both] == [verdict["job_id"], again["job_id"]]
