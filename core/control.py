@@ -19,6 +19,7 @@ MAX_CONTROL_BYTES = 4096
 # In the order in which they act when several stand.
 COMMANDS = ("stop", "resume", "pause", "skip", "checkpoint")
 REQUESTS = ("cancel", "retry", "promote", "rollback", "rewind", "pin", "evaluate", "suite")
+KNOWN_NAMES = f"{', '.join(COMMANDS)}; VERB-ANYTHING.json for the verbs {', '.join(REQUESTS)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ def parse_control(name: str, content: bytes) -> ControlFile:
     """
     command = command_of(name)
     if command is None:
-        raise ConfigError(f"{name!r} is no control file", fix=f"use one of {', '.join(COMMANDS)}")
+        raise ConfigError(f"{name!r} is no control file", fix=f"use one of {KNOWN_NAMES}")
     if len(content) > MAX_CONTROL_BYTES:
         raise ConfigError(f"{name!r} is longer than {MAX_CONTROL_BYTES} bytes", fix="keep control files short")
     arguments = _arguments(name, content, is_request=command in REQUESTS)

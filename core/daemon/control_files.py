@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol  # control files and status documents are JSON
 
-from core.control import COMMANDS, MAX_CONTROL_BYTES, ControlFile, command_of, parse_control
+from core.control import COMMANDS, KNOWN_NAMES, MAX_CONTROL_BYTES, ControlFile, command_of, parse_control
 from core.daemon.context import Context
 from core.daemon.orders import OrderBook
 from core.errors import ConfigError, DropforgeError
@@ -59,6 +59,7 @@ class Control:
         known = read_status(context.workspace.status_file("control.json")) or {}
         self._recent: list[dict[str, Any]] = list(known.get("recent", []))[-_RECENT:]
         self._dirty = False
+        self._pause_stamp: tuple[int, int] | None = None  # of the pause that was acknowledged last
         self.stop_asked: str | None = None
         self.ignored: list[tuple[Path, str]] = []
 
@@ -120,8 +121,14 @@ class Control:
         release = pause is not None and pause.arguments.get("release_gpu") is True
         reason = pause.arguments.get("reason") if pause is not None else None
         order = self._orders.by_hand(pause is not None, release_gpu=release, reason=_text(reason))
+        stamp = self._stamp(pause.name) if pause is not None else None
+        again = stamp is not None and stamp != self._pause_stamp
+        self._pause_stamp = stamp
         if order is not None or (said is not None and said.command == "resume"):
             self._acknowledge(said or ControlFile("resume", "resume"), order or Settled())
+        elif said is not None and again:
+            pausing = (progress for entry, progress in self._open if entry["command"] == "pause")
+            self._acknowledge(said, next(pausing, Settled(note="it is paused already")))
 
     def _skip(self, files: list[ControlFile]) -> None:
         for file in files:
@@ -168,7 +175,7 @@ class Control:
             elif command_of(name) is not None:
                 regular.append((found.st_mtime_ns, name))
             elif not name.startswith("."):
-                self.ignored.append((folder / name, f"no control file (known: {', '.join(COMMANDS)})"))
+                self.ignored.append((folder / name, f"no control file (known: {KNOWN_NAMES})"))
         return [name for _, name in sorted(regular)]
 
     def _read(self, name: str, command: str, now: float) -> ControlFile | None:
@@ -189,6 +196,14 @@ class Control:
             self.ignored.append((path, f"cannot be read: {error.strerror}"))
             return None
         return parsed
+
+    def _stamp(self, name: str) -> tuple[int, int] | None:
+        """What changes when somebody asks again by the same name; None when the file has gone."""
+        try:
+            found = os.lstat(self._context.workspace.control_dir / name)
+        except FileNotFoundError:
+            return None
+        return (found.st_ino, found.st_ctime_ns)
 
     def _remove(self, name: str) -> None:
         self._first_seen.pop(name, None)

@@ -128,6 +128,31 @@ def test_the_reason_of_a_pause_stands_in_its_event_and_goes_with_it(rig: Rig) ->
     assert rig.orders.paused_why is None
 
 
+def test_a_second_pause_is_answered_too(rig: Rig) -> None:
+    write_command(rig.workspace, "pause")
+    rig.tick()
+    write_command(rig.workspace, "pause", reason="again")
+    rig.tick()
+    assert rig.said()["effective_at"] is None, "the first is not in effect yet"
+    rig.obey()
+    first, second = rig.said()["recent"]
+    assert first["effective_at"] and second["effective_at"] and second["step"] == 4
+    write_command(rig.workspace, "pause", reason="and again")
+    rig.tick()
+    assert (rig.said()["reason"], rig.said()["note"]) == ("and again", "it is paused already")
+    assert rig.said()["effective_at"]
+    rig.tick()
+    assert len(rig.said()["recent"]) == 3, "what merely stands is not asked again"
+    assert rig.orders.paused_why == "and again"
+
+
+def test_what_is_no_control_file_is_told_the_names_there_are(rig: Rig) -> None:
+    rig.touch("rewind.json")
+    rig.tick()
+    [(_path, reason)] = rig.control.ignored
+    assert "checkpoint; VERB-ANYTHING.json for the verbs cancel, retry, promote, rollback, rewind" in reason
+
+
 def test_a_pause_may_carry_a_reason_and_ask_for_the_gpu(rig: Rig) -> None:
     write_command(rig.workspace, "pause", reason="a game", by="me", release_gpu=True)
     rig.tick()
