@@ -10,10 +10,10 @@ Effects  none to be seen; may be shared by threads
 """
 
 import re
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any  # the tokenizer's own JSON
 
-import numpy as np
 from tokenizers import Tokenizer, pre_tokenizers
 
 _KNOWN_PIECES, _KEPT_CHARS = 1 << 16, 32  # at most 26 MB, with the ids
@@ -74,38 +74,30 @@ class Pieces:
         if len(self._known) > _KNOWN_PIECES:
             self._known = dict(self._always)  # a new one: other threads may be reading the old
         known = self._known
-        rows: list[list[Any] | None] = []  # of ids; None until they are known
-        holes: list[tuple[int, int, str]] = []  # row, place, piece
+        rows: list[bytes | None] = []
+        unknown: dict[int, list[str]] = {}  # row -> its pieces, where one is new
+        new: set[str] = set()
         pieces = 0
         for row, text in enumerate(texts):
+            rows.append(None)
             if len(text) > _LONGEST_TEXT or not (text.isascii() or _SAFE.fullmatch(text)):
-                rows.append(None)
                 continue
             words = self._cut(text)
             found = [*map(known.get, words)]
             pieces += len(words)
-            at = -1
-            for _ in range(found.count(None)):
-                at = found.index(None, at + 1)
-                holes.append((row, at, words[at]))
-            rows.append(found)
-        self._fill(rows, holes, pieces)
-        return [None if row is None else b"".join(row) for row in rows]
-
-    def _fill(self, rows: list[list[Any] | None], holes: Sequence[tuple[int, int, str]], pieces: int) -> None:
-        """Encode what is new. Text of which too much is new, random letters for one, is faster by the tokenizer."""
-        new = {word for _, _, word in holes}
-        most = _MOST_NEW if len(self._known) > _KNOWN_PIECES // 4 else _MOST_NEW_AT_FIRST
-        if len(new) > most * pieces:
-            for row, _, _ in holes:
-                rows[row] = None
-            return
-        ids = self._encode_new(new)
-        for row, at, word in holes:
-            found = rows[row]
-            if found is not None:
-                found[at] = ids[word]
-        self._known.update({word: its for word, its in ids.items() if len(word) <= _KEPT_CHARS})
+            if None in found:
+                unknown[row] = words
+                new.update(word for word, ids in zip(words, found, strict=True) if ids is None)
+            else:
+                rows[row] = b"".join(found)  # type: ignore[arg-type]  # none is None
+        # text of which too much is new, random letters for one, is faster by the tokenizer
+        most = _MOST_NEW if len(known) > _KNOWN_PIECES // 4 else _MOST_NEW_AT_FIRST
+        if len(new) <= most * pieces:
+            ids = self._encode_new(new)
+            for row, words in unknown.items():
+                rows[row] = b"".join([ids[word] if word in ids else known[word] for word in words])
+            known.update({word: its for word, its in ids.items() if len(word) <= _KEPT_CHARS})
+        return rows
 
     def _cut(self, text: str) -> list[str]:
         words: list[str] = []
@@ -125,7 +117,7 @@ class Pieces:
 
 def as_bytes(ids: Sequence[int]) -> bytes:
     """Ids as this module keeps them."""
-    return np.array(ids, dtype=np.int32).tobytes()
+    return array("i", ids).tobytes()
 
 
 def _pattern_of(splitter: Mapping[str, Any]) -> str | None:

@@ -2,13 +2,12 @@
 probabilities in nats.
 """
 
+import json
 import math
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any  # Any: answers are JSON documents
-
-import orjson
 
 from inference.generation import TextCodec, TokenScore
 from inference.protocol import GenerationRequest
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from inference.answering import Answer
 
 Token = tuple[int, TokenScore | None]
+_written = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _LOWEST_NATS = -9999.0  # what the imitated API reports for an impossible token; JSON has no infinity
 
 
@@ -155,7 +155,7 @@ def _finite(nats: float) -> float:
 
 def event(doc: object) -> bytes:
     """One server-sent event."""
-    return b"data: " + orjson.dumps(doc) + b"\n\n"
+    return b"data: " + _written(doc).encode() + b"\n\n"
 
 
 DONE = b"data: [DONE]\n\n"

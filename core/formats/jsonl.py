@@ -1,6 +1,6 @@
 """JSON Lines, strict and streaming (arrow: intake).
 
-Reads    one file, front to back, in chunks of 64 KiB     Writes   nothing
+Reads    one file, front to back, in chunks of 112 KiB     Writes   nothing
 Format   one JSON object a line, split at LF only; BOM, CRLF, blank lines and a missing last line end are forgiven
 Units    columns and lines count from 1, rows from 0     Errors   OSError of the disk; what the file holds never raises
 """

@@ -72,8 +72,10 @@ def has_odd_escapes(text: bytes) -> bool:
     Numpy, since CPython's search for a few bytes is ten times slower than a comparison of all of them.
     """
     chars = np.frombuffer(text, dtype=np.uint8)
-    escapes = np.flatnonzero(chars == _BACKSLASH)
-    numbered = escapes[chars[escapes + 1] == _U]
+    escaped = (chars[:-1] == _BACKSLASH) & (chars[1:] == _U)
+    if not escaped.any():
+        return False
+    numbered = np.flatnonzero(escaped)
     first, second, third, fourth = (chars[numbered[numbered < len(chars) - 5] + at] for at in (2, 3, 4, 5))
     low = (first == _ZERO) & (second == _ZERO) & (third == fourth)
     return bool((low & ((third == _ZERO) | (third == _TWO))).any())

@@ -6,7 +6,7 @@ from hashlib import sha256
 
 import numpy as np
 
-from core.validation.held_out import HeldOutDraw
+from core.validation.held_out import DIGEST_BYTES, HeldOutDraw
 from core.validation.plan import Plan
 from core.validation.sample import RowSample
 
@@ -33,11 +33,11 @@ class Census:
         self._may_be_long = plan.max_length - _TEMPLATE_TOKENS
         self._keeps_texts = plan.level == "quick"
 
-    def add(self, numbers: Sequence[int], lines: Sequence[int], texts: Sequence[bytes]) -> list[bytes]:
-        """Hash some rows and offer them to both draws. Returns the SHA-256 of each."""
+    def add(self, numbers: Sequence[int], lines: Sequence[int], texts: Sequence[bytes]) -> bytes:
+        """Hash some rows and offer them to both draws. Returns the SHA-256 of all, end to end."""
         if not texts:
-            return []
-        digests = [sha256(text).digest() for text in texts]
+            return b""
+        digests = b"".join([sha256(text).digest() for text in texts])
         self._offer(numbers, lines, digests, texts if self._keeps_texts else ())
         if max(map(len, texts)) > self._may_be_long:
             self.large.extend(n for n, text in zip(numbers, texts, strict=True) if len(text) > self._may_be_long)
@@ -54,20 +54,18 @@ class Census:
             digests: SHA-256 of all rows, end to end.
             texts: of the rows that its sample kept.
         """
-        every = len(digests) // 32
+        every = len(digests) // DIGEST_BYTES
         for start in range(0, every, _ROWS_AT_ONCE):
             part = range(start, min(start + _ROWS_AT_ONCE, every))
             numbers, lines = (range(by + part.start, by + part.stop) for by in (first, line))
-            own = [digests[32 * at : 32 * at + 32] for at in part]
+            own = digests[DIGEST_BYTES * part.start : DIGEST_BYTES * part.stop]
             self._offer(numbers, lines, own, [texts.get(at, b"") for at in part])
         self.large.extend(first + number for number in large)
 
-    def _offer(
-        self, numbers: Sequence[int], lines: Sequence[int], digests: Sequence[bytes], texts: Sequence[bytes]
-    ) -> None:
+    def _offer(self, numbers: Sequence[int], lines: Sequence[int], digests: bytes, texts: Sequence[bytes]) -> None:
         self.draw.offer(numbers, digests)
         self.sample.offer(numbers, digests, lines, texts)
-        self._keys.frombytes(np.frombuffer(b"".join(digests), dtype=np.uint64)[::4].tobytes())
+        self._keys.frombytes(np.frombuffer(digests, dtype=np.uint64)[::4].tobytes())
 
     def duplicates(self) -> tuple[int, int]:
         """How many rows stand in the file for the second time or more, and of how many."""

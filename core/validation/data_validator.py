@@ -7,9 +7,7 @@ from core.chat_templates import ChatEncoder
 from core.errors import DropforgeError
 from core.formats import RowProblem
 from core.lineage import Sidecar
-from core.validation.audit import looks_of_check
 from core.validation.inspection import Inspection
-from core.validation.looks import looking
 from core.validation.plan import LEVELS, Plan
 from core.validation.result import ValidationResult
 from core.validation.spec_validator import refused
@@ -48,6 +46,9 @@ class DataValidator:
         """
         if level.lower() not in LEVELS:
             raise ValueError(f"no level {level!r}; use one of {', '.join(LEVELS)}")
+        from core.validation.audit import looks_of_check  # both load what compares rows: not for who only imports us
+        from core.validation.looks import looking
+
         try:
             with looking(looks_of_check(level.lower())) as looks:
                 plan = Plan(

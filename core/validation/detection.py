@@ -2,7 +2,7 @@
 
 import fnmatch
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any  # schemas are JSON
 
 from core.formats.rows import Batch, RowProblem
@@ -65,21 +65,29 @@ class Detection:
         self._alive = dict(self._candidates)
         self.line: int | None = None
 
-    def run(self, batches: Iterable[Batch], line_bound: int) -> DatasetSpec | RowProblem | None:
+    def run(
+        self, batches: Iterable[Batch], line_bound: Callable[[], int], *, trust_first: bool = False
+    ) -> DatasetSpec | RowProblem | None:
         """Read until the answer is known.
 
         Args:
-            line_bound: at least as many as there are rows; a candidate is given up once too many of them cannot fit.
-                0 reads to the end.
+            line_bound: gives at least as many as there are rows; a candidate is given up once too many of them cannot
+                fit. 0 reads to the end.
+            trust_first: take the one candidate that all rows of the first batch fit, if none of them can fit another.
 
         Returns:
             The spec; or the refusal, naming the nearest spec; or None when no row could be read at all. A spec that
             is returned early may still turn out to fit too few rows: see `too_few_fit`.
         """
+        most = None if trust_first else line_bound()
         for batch in batches:
             self._count(batch)
-            if line_bound and self._parsed < line_bound:
-                self._give_up(line_bound)
+            if most is None:
+                if only := self._only_fit(len(batch.lines)):
+                    return only
+                most = line_bound()
+            if most and self._parsed < most:
+                self._give_up(most)
                 if len(self._alive) < 2:
                     break
         else:
@@ -87,6 +95,13 @@ class Detection:
         if self._first is None:
             return None
         return next(iter(self._alive.values())) if len(self._alive) == 1 else self._refusal(*self._first)
+
+    def _only_fit(self, rows: int) -> DatasetSpec | None:
+        """The candidate that all of so many rows fit and that excludes all others."""
+        fits = next((spec for spec in self._alive.values() if not self._misfits[spec.name]), None)
+        others = [spec for spec in self._alive.values() if spec is not fits]
+        alone = fits is not None and self._parsed == rows and all(_exclude(fits, other) for other in others)
+        return fits if alone else None
 
     def _count(self, batch: Batch) -> None:
         fits = next((spec for spec in self._alive.values() if self._all_fit(spec, batch)), None)
@@ -183,3 +198,10 @@ def _column_fix(spec: DatasetSpec, row: Mapping[str, object]) -> str | None:
 def too_few_fit(misfits: int, parsed: int) -> bool:
     """Did a detected spec lose too many rows after all?"""
     return misfits * _MISFITS_IN > parsed
+
+
+def several_specs(first: DatasetSpec | None, most: DatasetSpec | None) -> RowProblem:
+    """The rows a file begins with are not what most of it is."""
+    names = " and ".join(spec.name for spec in (first, most) if spec)
+    fix = "drop the rows of each spec as a file of their own"
+    return RowProblem("spec_unknown", f"the file holds rows of {names}", None, "$", fix)

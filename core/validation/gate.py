@@ -12,9 +12,10 @@ import errno
 import logging
 import os
 import traceback
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any  # verdicts are JSON
+from typing import TYPE_CHECKING, Any  # verdicts are JSON
 
 from core.atomic import write_json
 from core.chat_templates import ChatEncoder
@@ -25,7 +26,6 @@ from core.lineage import Sidecar, SidecarError, check_generator, merged, read_si
 from core.paths import Workspace, display_name
 from core.settings import Settings
 from core.status import iso_now
-from core.validation.audit import looks_for
 from core.validation.claim_sinks import ClaimSinks
 from core.validation.contamination import SuiteIndex
 from core.validation.encoders import EncoderMissingError, encoder_for
@@ -34,6 +34,9 @@ from core.validation.inspection import Inspection
 from core.validation.plan import Plan
 from core.validation.result import VALIDATOR_VERSIONS, ValidationResult
 from core.validation.specs import load_specs
+
+if TYPE_CHECKING:
+    from core.validation.looks import Looks
 
 _MASKS_KEPT = 3  # rows of which the verdict shows what is trained
 _log = logging.getLogger(__name__)
@@ -193,7 +196,7 @@ def _inspect(
     encoder = _encoder_or_none(workspace, settings, needed=claim_folder is not None)
     sinks = ClaimSinks(claim_folder, path) if claim_folder is not None else None
     try:
-        with looks_for(workspace, settings, level, claim_folder) as looks:
+        with _looks(workspace, settings, level, claim_folder) as looks:
             plan = plan_for(workspace, settings, level, encoder, looks=looks, **more)
             inspection = Inspection(path, sidecar, plan, sinks)
             result = inspection.run()
@@ -208,6 +211,16 @@ def _inspect(
     if claim_folder is None and inspection.audit is not None:
         verdict["audit"] = {"at": iso_now(), "report": None, **inspection.audit}
     return verdict, result.ok
+
+
+def _looks(
+    workspace: Workspace, settings: Settings, level: str, claim: Path | None
+) -> "AbstractContextManager[Looks | None]":
+    if level == "quick":
+        return nullcontext()
+    from core.validation.audit import looks_for  # loads what compares rows, which takes longer than level quick
+
+    return looks_for(workspace, settings, level, claim)
 
 
 def _encoder_or_none(workspace: Workspace, settings: Settings, *, needed: bool) -> ChatEncoder | None:

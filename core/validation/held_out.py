@@ -17,6 +17,7 @@ import numpy as np
 MIN_ROWS = 50
 _RANGE = 1 << 64
 _PREFIX = b'{"sha256":"'
+DIGEST_BYTES = 32  # of a SHA-256
 LINE_START = "sha256"  # the key that opens every line of a held-out file
 
 
@@ -47,17 +48,19 @@ class HeldOutDraw:
         self._known: dict[bytes, list[int]] = {}
         self.rows = 0
 
-    def offer(self, numbers: Sequence[int], digests: Sequence[bytes]) -> None:
-        """Look at some rows: their numbers and hashes."""
-        self.rows += len(digests)
+    def offer(self, numbers: Sequence[int], digests: bytes) -> None:
+        """Look at some rows: their numbers, and their hashes end to end."""
+        self.rows += len(numbers)
         if self._already:
-            for number, digest in zip(numbers, digests, strict=True):
+            for index, number in enumerate(numbers):
+                digest = _digest_at(digests, index)
                 if digest in self._already:
                     self._known.setdefault(digest, []).append(number)
-        keys = np.frombuffer(b"".join(digests), dtype=">u8")[::4] ^ self._mix
+        keys = np.frombuffer(digests, dtype=">u8")[::4] ^ self._mix
         for index in np.flatnonzero(keys < self._below).tolist():
-            if digests[index] not in self._known:
-                self._draw(numbers[index], digests[index], int(keys[index]))
+            digest = _digest_at(digests, index)
+            if digest not in self._known:
+                self._draw(numbers[index], digest, int(keys[index]))
 
     def _draw(self, number: int, digest: bytes, key: int) -> None:
         if digest in self._rows:
@@ -72,3 +75,7 @@ class HeldOutDraw:
         """The hashes held out and the rows that have them, once all rows have been offered."""
         drawn = self._rows if self.rows >= MIN_ROWS else {}
         return drawn | self._known
+
+
+def _digest_at(digests: bytes, index: int) -> bytes:
+    return digests[DIGEST_BYTES * index : DIGEST_BYTES * (index + 1)]

@@ -21,7 +21,7 @@ from core.chat_templates import Encoded
 from core.formats import Batch, FormatError, JsonlReader, RowProblem, RowReader, check_content, open_rows
 from core.lineage import Sidecar, SidecarError, check_claims
 from core.validation.census import Census
-from core.validation.detection import Detection, must_be_named, named_spec, spec_by_pattern, too_few_fit
+from core.validation.detection import Detection, must_be_named, named_spec, several_specs, spec_by_pattern, too_few_fit
 from core.validation.labels import LabelAudit, Started, TokenStats
 from core.validation.layer_one import LayerOne, canonical_rows, identified
 from core.validation.masks import RoleTokens, painted
@@ -169,11 +169,12 @@ class Inspection:
         elif unnamed := must_be_named(self._path.name):
             found = unnamed
         else:
-            candidates = [named_spec(name, plan.specs) for name in plan.detect_specs]
-            known = [spec for spec in candidates if isinstance(spec, DatasetSpec)]
+            known = self._likely_specs()
             renamed = map(self._renamed, self._reader.batches()) if self._sidecar.columns else self._reader.batches()
             detection = Detection(known, plan.specs, self._sidecar.columns)
-            found = detection.run(renamed, self._reader.line_bound())
+            # one bad row refuses the file, and the first pass sees it; an archive is unpacked first: it may be a bomb
+            trust = plan.bad_rows == "reject_file" and self._path.suffix.lower() == ".jsonl"
+            found = detection.run(renamed, self._reader.line_bound, trust_first=trust)
             self._detected = True
             if isinstance(found, RowProblem):
                 self._count_rows()
@@ -274,12 +275,10 @@ class Inspection:
             raise _Stop(RowProblem("duplicate_rows", message, fix="keep one of each; epochs repeat rows"))
 
     def _late_refusal(self) -> _Stop:
-        """A spec that seemed to fit at first does not fit enough rows: word it with one that shows why."""
-        known = [spec for spec in (self.spec,) if spec is not None]
-        detection = Detection(known, self._plan.specs, self._sidecar.columns)
-        found = detection.run(map(self._renamed, self._reader.batches()), 0)
-        problem = found if isinstance(found, RowProblem) else RowProblem("spec_unknown", "no spec fits")
-        return _Stop(problem, detection.line)
+        """A spec that seemed to fit at first does not fit enough rows: word it with all of them."""
+        detection = Detection(self._likely_specs(), self._plan.specs, self._sidecar.columns)
+        found = detection.run(map(self._renamed, self._reader.batches()), lambda: 0)
+        return _Stop(found if isinstance(found, RowProblem) else several_specs(self.spec, found), detection.line)
 
     # -- layer 2 --------------------------------------------------------------------------------------------------
 

@@ -81,7 +81,7 @@ class Looks:
         self._rows += 1
 
     def _offer(self, digest: bytes, row: TrainingRow) -> None:
-        self._sample.offer([self._rows], [digest])
+        self._sample.offer([self._rows], digest)
         self._sampled[self._rows] = answers_of(row)
         if len(self._sampled) > 4 * SAMPLED_ROWS:
             self._keep_sampled()

@@ -20,12 +20,12 @@ class RowSample:
     def offer(
         self,
         numbers: Sequence[int],
-        digests: Sequence[bytes],
+        digests: bytes,
         lines: Sequence[int] = (),
         texts: Sequence[bytes] = (),
     ) -> None:
-        """Look at some rows: their numbers and hashes; and line and canonical JSON if they are to be kept."""
-        keys = np.frombuffer(b"".join(digests), dtype=">u8")[1::4] ^ self._seed
+        """Look at some rows: their numbers, their hashes end to end; line and canonical JSON if they are to be kept."""
+        keys = np.frombuffer(digests, dtype=">u8")[1::4] ^ self._seed
         full = len(self._heap) == AUDITED_ROWS
         near = np.flatnonzero(keys < np.uint64(-self._heap[0][0])).tolist() if full else range(len(keys))
         for index in near:

@@ -25,7 +25,7 @@ from core.validation.plan import Plan
 from core.validation.specs import DatasetSpec
 
 _LEAST_BYTES = 16 << 20  # below that, a fork costs more than it spares
-_FIRST_SHARE = 0.44  # this process finds out the spec meanwhile, and hashes all of the file
+_FIRST_SHARE = 0.46  # this process finds out the spec meanwhile, and hashes all of the file
 _MOST_ROWS = 1 << 19  # so that what is said stays below 20 MB
 
 
@@ -151,7 +151,7 @@ def _read(path: Path, start: int, plan: Plan, specs: Sequence[DatasetSpec]) -> _
         if layer is None or texts is None or found.rows >= _MOST_ROWS:
             break
         layers, found.spec = [layer], layer.spec.name
-        digests += census.add(range(found.rows, found.rows + len(texts)), batch.lines, texts)
+        digests.append(census.add(range(found.rows, found.rows + len(texts)), batch.lines, texts))
         found.rows += len(texts)
         found.size += len(batch.text or b"")
     found.digests = b"".join(digests)

@@ -64,24 +64,25 @@ class ThroughTransformers:
 class _Norm:
     """RMS norm over the last dimension, x w / sqrt(mean(x^2) + eps); the weight may have more, one row a head.
 
-    On a CPU in float32 it is computed as x (w sqrt(n)) / hypot(|x|, sqrt(n eps)): four operators instead of the seven
-    behind F.rms_norm there, and calling them costs a small step more than their numbers do.
+    On a CPU in float32 it is computed as x (w sqrt(n)) / sqrt(|x|^2 + n eps), which passes over x three times and not
+    five as F.rms_norm does there. All it does to one number a row is rounded exactly, so that a row's bits do not
+    depend on whether it stands among the eight of a vector or in what is left.
     """
 
     def __init__(self, weight: torch.Tensor, eps: float) -> None:
         size = weight.shape[-1]
         self._eps = eps
-        self._least = None
+        self._floor: float | None = None
         self._weight = weight
         if weight.device.type == "cpu" and weight.dtype == torch.float32:
-            self._least = torch.tensor(math.sqrt(size * eps))
+            self._floor = size * eps
             self._weight = weight * math.sqrt(size)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if self._least is None:
+        if self._floor is None:
             return torch.nn.functional.rms_norm(x, (x.shape[-1],), None, self._eps).mul_(self._weight)
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return torch.div(x, torch.hypot(length, self._least)).mul_(self._weight)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().add_(self._floor).sqrt_()
+        return torch.div(x, length).mul_(self._weight)
 
 
 class _Layer:

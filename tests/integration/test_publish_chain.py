@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -259,7 +260,7 @@ def test_when_no_server_answers_the_publisher_says_so_and_writes_it_down(root: W
 
 
 def test_streams_in_flight_finish_on_the_model_they_began_with_through_many_swaps(
-    root: Workspace, server: ServerProcess
+    root: Workspace, server: ServerProcess, wait_until: Callable[..., None]
 ) -> None:
     known = ids(root)
     for step in ("0", "10"):
@@ -269,13 +270,13 @@ def test_streams_in_flight_finish_on_the_model_they_began_with_through_many_swap
         answer = server.chat(model=known[step], max_tokens=60)
         expected[known[step]] = answer.json()["choices"][0]["message"]["content"]
     failures: list[str] = []
-    seen: set[str] = set()
+    seen: list[str] = []
     stop = threading.Event()
 
     def ask() -> None:
         while not stop.is_set():
             named, text, fingerprints = stream_once(server)
-            seen.add(named)
+            seen.append(named)
             if fingerprints != {named} or text != expected[named]:
                 failures.append(f"{named}: {text!r}, {fingerprints}")
 
@@ -288,12 +289,17 @@ def test_streams_in_flight_finish_on_the_model_they_began_with_through_many_swap
             assert answer.status_code == 200, answer.text
             begun_after = server.chat(max_tokens=1)
             assert begun_after.headers["X-Dropforge-Checkpoint"] == answer.json()["id"]
+            wait_until(partial(_named_since, seen, len(seen), answer.json()["id"]), what="a stream on the new model")
     finally:
         stop.set()
         for caller in callers:
             caller.join()
     assert not failures
-    assert seen == set(expected)
+    assert set(seen) == set(expected)
+
+
+def _named_since(seen: list[str], count: int, checkpoint: str) -> bool:
+    return checkpoint in seen[count:]
 
 
 def stream_once(server: ServerProcess) -> tuple[str, str, set[str]]:

@@ -252,9 +252,9 @@ def test_no_more_rows_are_encoded_at_once_than_their_length_allows(
 def test_equal_rows_are_drawn_alike_however_many_are_offered_at_once(rows: list[int], size: int) -> None:
     digests = [sha256(str(row).encode()).digest() for row in rows]
     whole, pieces = RowSample(0), RowSample(0)
-    whole.offer(range(len(rows)), digests)
+    whole.offer(range(len(rows)), b"".join(digests))
     for first in range(0, len(rows), size):
-        pieces.offer(range(first, min(first + size, len(rows))), digests[first : first + size])
+        pieces.offer(range(first, min(first + size, len(rows))), b"".join(digests[first : first + size]))
     assert whole.numbers == pieces.numbers
 
 

@@ -326,22 +326,6 @@ def test_a_note_left_in_the_inbox_is_not_trained_unless_somebody_names_its_spec(
     assert farm.drop(note, name="notes.txt")[1]["code"] == "spec_unknown"
 
 
-def test_rows_that_fit_two_specs_need_a_name(tmp_path: Path, tokenizer: Path) -> None:
-    farm = Gates(tmp_path / "root", tokenizer, inbox={"detect_specs": ["chat_sft_v1", "binary_v1"]})
-    metadata = {"skill": "binary", "level": 1, "op": "add", "operands": [1, 2], "result": 3}
-    _, verdict = farm.drop(lines([chat() | {"metadata": metadata}]))
-    assert verdict["code"] == "spec_unknown"
-    assert "binary_v1" in verdict["message"] and "chat_sft_v1" in verdict["message"]
-
-
-def test_a_pattern_over_names_chooses_the_spec_and_the_sidecar_beats_it(tmp_path: Path, tokenizer: Path) -> None:
-    farm = Gates(tmp_path / "root", tokenizer, inbox={"spec_by_pattern": {"pc*.jsonl": "prompt_completion_v1"}})
-    row = {"prompt": "q", "completion": "a"}
-    assert farm.drop(lines([row]), name="pc1.jsonl")[1]["spec"] == "prompt_completion_v1"
-    assert farm.drop(lines([chat()]), {"spec": "chat_sft_v1"}, name="pc2.jsonl")[1]["spec"] == "chat_sft_v1"
-    assert farm.drop(lines([chat()]), name="pc3.jsonl")[1]["code"] == "spec_mismatch"
-
-
 @pytest.mark.parametrize(
     ("spec", "row", "prompt", "answer"),
     [

@@ -1,0 +1,52 @@
+"""Which spec a file obeys when its sidecar does not say: by pattern, by its rows, or nobody knows."""
+
+from pathlib import Path
+
+import pytest
+
+from core.formats.bytes_in import CHUNK_BYTES
+from gate_kit import Gates, chat, lines, save_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture
+def gates(tmp_path: Path, tokenizer: Path) -> Gates:
+    return Gates(tmp_path / "root", tokenizer)
+
+
+def test_rows_that_fit_two_specs_need_a_name(tmp_path: Path, tokenizer: Path) -> None:
+    farm = Gates(tmp_path / "root", tokenizer, inbox={"detect_specs": ["chat_sft_v1", "binary_v1"]})
+    metadata = {"skill": "binary", "level": 1, "op": "add", "operands": [1, 2], "result": 3}
+    _, verdict = farm.drop(lines([chat() | {"metadata": metadata}]))
+    assert verdict["code"] == "spec_unknown"
+    assert "binary_v1" in verdict["message"] and "chat_sft_v1" in verdict["message"]
+
+
+def test_a_file_that_begins_with_rows_of_another_spec_is_told_to_be_cut(gates: Gates) -> None:
+    first, most = [chat(n) for n in range(3_000)], [{"text": f"plain {n}"} for n in range(40_000)]
+    assert sum(len(lines([row])) for row in first) > CHUNK_BYTES
+    _, verdict = gates.drop(lines([*first, *most]))
+    assert verdict["code"] == "spec_unknown" and verdict["rows"] == 43_000
+    assert verdict["message"].startswith("the file holds rows of chat_sft_v1 and completion_v1 (")
+    assert "a file of their own" in verdict["fix"]
+
+
+def test_where_rows_may_be_set_aside_the_spec_of_most_rows_counts_not_that_of_the_first(
+    tmp_path: Path, tokenizer: Path
+) -> None:
+    farm = Gates(tmp_path / "root", tokenizer, validation={"bad_rows": "set_aside", "bad_rows_limit": 0.2})
+    first, most = [chat(n) for n in range(3_000)], [{"text": f"plain {n}"} for n in range(40_000)]
+    _, verdict = farm.drop(lines([*first, *most]))
+    assert (verdict["state"], verdict["spec"], verdict["rows_set_aside"]) == ("queued", "completion_v1", 3_000)
+
+
+def test_a_pattern_over_names_chooses_the_spec_and_the_sidecar_beats_it(tmp_path: Path, tokenizer: Path) -> None:
+    farm = Gates(tmp_path / "root", tokenizer, inbox={"spec_by_pattern": {"pc*.jsonl": "prompt_completion_v1"}})
+    row = {"prompt": "q", "completion": "a"}
+    assert farm.drop(lines([row]), name="pc1.jsonl")[1]["spec"] == "prompt_completion_v1"
+    assert farm.drop(lines([chat()]), {"spec": "chat_sft_v1"}, name="pc2.jsonl")[1]["spec"] == "chat_sft_v1"
+    assert farm.drop(lines([chat()]), name="pc3.jsonl")[1]["code"] == "spec_mismatch"
