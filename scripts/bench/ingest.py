@@ -176,7 +176,7 @@ def bench_quick(path: Path, encoder: ChatEncoder, folder: Path, rounds: int) -> 
     )
     root = str(folder / "root")
     process(sys.executable, "-m", "core.cli", "init", root)
-    check = (sys.executable, "-m", "core.cli", "check", "--root", root, "--level", "quick")
+    check = (str(Path(sys.executable).with_name("dropforge")), "check", "--root", root, "--level", "quick")
     (folder / "few.jsonl").write_bytes(b"".join(path.open("rb").readlines(60_000)))
     whole = {
         "bare orjson loop": lambda: process(sys.executable, "-c", BARE, str(path)),
