@@ -87,10 +87,11 @@ class Pieces:
             pieces += len(words)
             if None in found:
                 unknown[row] = words
-                new.update(word for word, ids in zip(words, found, strict=True) if ids is None)
+                new.update(words)
             else:
                 rows[row] = b"".join(found)  # type: ignore[arg-type]  # none is None
         # text of which too much is new, random letters for one, is faster by the tokenizer
+        new = {word for word in new if word not in known}
         most = _MOST_NEW if len(known) > _KNOWN_PIECES // 4 else _MOST_NEW_AT_FIRST
         if len(new) <= most * pieces:
             ids = self._encode_new(new)

@@ -2,14 +2,16 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from core.chat_templates import ChatEncoder, Encoded
 from core.formats import RowProblem
 from core.validation.contamination import SuiteIndex
-from core.validation.looks import Looks
 from core.validation.rows import TrainingRow
 from core.validation.specs import DatasetSpec
+
+if TYPE_CHECKING:
+    from core.validation.looks import Looks  # loads what compares rows, which level quick does not
 
 LEVELS = ("quick", "standard", "deep")
 
@@ -36,7 +38,7 @@ class Plan:
     content: bool = True  # False: layer 1 alone
     show_mask: int = 0
     limits: Mapping[str, float] = field(default_factory=dict)
-    looks: Looks | None = None  # what takes long and may refuse the file, or is asked for by `check`
+    looks: "Looks | None" = None  # what takes long and may refuse the file, or is asked for by `check`
 
 
 class Sinks(Protocol):
