@@ -10,7 +10,9 @@ Effects  one child process, which ends with the pass; the file's own SHA-256 is 
 
 import errno
 import os
+import select
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +28,7 @@ from core.validation.specs import DatasetSpec
 
 _LEAST_BYTES = 16 << 20  # below that, a fork costs more than it spares
 _FIRST_SHARE = 0.46  # this process finds out the spec meanwhile, and hashes all of the file
+_PATIENCE_S = 5.0
 _MOST_ROWS = 1 << 19  # so that what is said stays below 20 MB
 
 
@@ -47,6 +50,7 @@ class SecondHalf:
         self.start = start
         self.bytes = 0
         self._pipe = pipe
+        self._began_s = time.monotonic()
         self._for: tuple[LayerOne, Census] | None = None
 
     def known_to(self, layer: LayerOne, census: Census) -> "SecondHalf":
@@ -56,11 +60,9 @@ class SecondHalf:
 
     def take(self, row: int, line: int) -> int:
         """Tell what was found. Returns of how many rows; `bytes` says how much of the file it was."""
-        with os.fdopen(os.dup(self._pipe), "rb") as pipe:
-            said = pipe.read()
         try:
-            found = msgspec.msgpack.decode(said, type=_Found)
-        except msgspec.DecodeError:  # it failed, or was killed while it spoke: the rows are read here, as ever
+            found = msgspec.msgpack.decode(self._said(), type=_Found)
+        except msgspec.DecodeError:  # it failed, fell silent or was killed while it spoke: the rows are read here
             return 0
         if self._for is None or found.spec != self._for[0].spec.name or self._for[0].columns:
             return 0  # it looked at them by another spec
@@ -69,6 +71,17 @@ class SecondHalf:
         layer.parsed += found.rows
         self.bytes = found.size
         return found.rows
+
+    def _said(self) -> bytes:
+        """All that it says. A process that was stopped is waited for about as long as it should have needed."""
+        patience_s = _PATIENCE_S + 2 * (time.monotonic() - self._began_s)
+        parts: list[bytes] = []
+        while select.select([self._pipe], [], [], patience_s)[0]:
+            part = os.read(self._pipe, 1 << 20)
+            if not part:
+                break
+            parts.append(part)
+        return b"".join(parts)
 
 
 @contextmanager

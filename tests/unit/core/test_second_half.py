@@ -181,7 +181,7 @@ def test_a_second_process_that_stops_early_spares_what_it_read(
     assert 30 <= taken[0] < 60
 
 
-@pytest.mark.parametrize("end", ["raises", "is killed", "says half"])
+@pytest.mark.parametrize("end", ["raises", "is killed", "is stopped", "says half"])
 def test_a_second_process_that_fails_costs_time_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: list[int], end: str
 ) -> None:
@@ -192,10 +192,13 @@ def test_a_second_process_that_fails_costs_time_and_nothing_else(
         if end == "raises":
             raise MemoryError
         if end == "is killed":
-            os.kill(os.getpid(), 9)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if end == "is stopped":
+            os.kill(os.getpid(), signal.SIGSTOP)
         return read(*args)
 
     monkeypatch.setattr(second_half, "_read", fail)
+    monkeypatch.setattr(second_half, "_PATIENCE_S", 0.5)
     if end == "says half":
         encode = msgspec.msgpack.encode
         monkeypatch.setattr(msgspec.msgpack, "encode", lambda found: encode(found)[:-100])
