@@ -64,6 +64,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 # A command makes hardly any garbage of the kind that is looked for: 10 ms less while it starts, 20 when it is over.
 gc.set_threshold(50_000, 20, 20)
 atexit.register(gc.freeze)
+# Nor does it multiply matrices with numpy, whose library would start a thread for each core as soon as it is loaded.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 class LazyGroup(click.Group):
