@@ -1,4 +1,4 @@
-"""A real PostgreSQL in a temporary folder, on a Unix socket only."""
+"""The gates over a root of their own, and a real PostgreSQL in a temporary folder, on a Unix socket only."""
 
 import os
 import shutil
@@ -8,6 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from gate_kit import Gates, save_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture
+def gates(tmp_path: Path, tokenizer: Path) -> Gates:
+    return Gates(tmp_path / "root", tokenizer)
 
 
 @pytest.fixture(scope="session")

@@ -2,20 +2,8 @@
 
 from pathlib import Path
 
-import pytest
-
 from core.formats.bytes_in import CHUNK_BYTES
-from gate_kit import Gates, chat, lines, save_tokenizer
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
-@pytest.fixture
-def gates(tmp_path: Path, tokenizer: Path) -> Gates:
-    return Gates(tmp_path / "root", tokenizer)
+from gate_kit import Gates, chat, lines
 
 
 def test_rows_that_fit_two_specs_need_a_name(tmp_path: Path, tokenizer: Path) -> None:

@@ -16,17 +16,7 @@ from core.validation import TokenCache, gate
 from core.validation.encoders import EncoderDamagedError, EncoderMissingError, encoder_for
 from core.validation.gate import GateContext, RootDamagedError
 from core.validation.held_out import read_held_out_file
-from gate_kit import Gates, chat, lines, save_tokenizer
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
-@pytest.fixture
-def gates(tmp_path: Path, tokenizer: Path) -> Gates:
-    return Gates(tmp_path / "root", tokenizer)
+from gate_kit import Gates, chat, lines
 
 
 def error_codes(verdict: dict[str, Any]) -> set[str]:

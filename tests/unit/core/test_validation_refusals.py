@@ -10,17 +10,7 @@ import pytest
 from core.chat_templates import ChatEncoder, Prepared
 from core.validation import TokenCache
 from core.validation.gate import encoder_for
-from gate_kit import Gates, chat, lines, save_tokenizer
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
-@pytest.fixture
-def gates(tmp_path: Path, tokenizer: Path) -> Gates:
-    return Gates(tmp_path / "root", tokenizer)
+from gate_kit import Gates, chat, lines
 
 
 def error_codes(verdict: dict[str, Any]) -> set[str]:

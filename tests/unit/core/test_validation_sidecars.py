@@ -13,17 +13,7 @@ from core.job_queue import Job
 from core.paths import schema_file
 from core.validation import TokenCache, expected_rows, token_cache_of
 from core.validation.gate import check_file, encoder_for
-from gate_kit import Gates, chat, lines, save_tokenizer
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-
-
-@pytest.fixture
-def gates(tmp_path: Path, tokenizer: Path) -> Gates:
-    return Gates(tmp_path / "root", tokenizer)
+from gate_kit import Gates, chat, lines
 
 
 def error_codes(verdict: dict[str, Any]) -> set[str]:
