@@ -75,6 +75,11 @@ class Model(Protocol):
         ...
 
     @property
+    def least_tokens(self) -> int:
+        """Tokens of that memory that even the shortest context takes."""
+        ...
+
+    @property
     def vocabulary(self) -> int: ...
 
     def open(self, ids: Sequence[int]) -> tuple[int, int]:

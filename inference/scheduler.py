@@ -152,10 +152,20 @@ class Scheduler:
             models.setdefault(id(choice.ticket.model), []).append(choice)
         for choices in models.values():
             self._cut_to_memory(choices)
-            self._step([choice for choice in choices if not choice.finished])
+            if left := [choice for choice in choices if not choice.finished]:
+                self._step(left)
         self._active = [choice for choice in self._active if not choice.finished]
         self._metrics.load(len(self._active), len(self._waiting))
+        self._show()
         self._hand_out()
+
+    def _show(self) -> None:
+        """Send what streams have to show: when it is due, and all of it before a round that may take long."""
+        slow_next = self._waiting or self._jobs or any(choice.reading for choice in self._active)
+        now = time.monotonic()
+        for choice in self._active:
+            if choice.shows and (slow_next or now >= choice.show_at_s):
+                self._send(choice, choice.unsent_text, None)
 
     def _hand_out(self) -> None:
         """Everything of a round at once: a handler woken earlier would hold Python's lock between two choices."""
@@ -201,19 +211,20 @@ class Scheduler:
         """Whether streams and memory are free for a request; when nothing runs, one always fits."""
         if len(self._active) + len(ticket.choices) > self.max_streams:
             return False
-        held = sum(choice.memory_tokens for choice in self._active if choice.ticket.model is ticket.model)
-        return not held or held + sum(c.memory_tokens for c in ticket.choices) <= ticket.model.memory_tokens
+        model = ticket.model
+        held = sum(_held(choice) for choice in self._active if choice.ticket.model is model)
+        return not held or held + sum(map(_held, ticket.choices)) <= model.memory_tokens
 
     def _cut_to_memory(self, choices: list[Choice]) -> None:
         """When answers without a limit have grown beyond the memory, the longest of them end with `length`."""
         model = choices[0].ticket.model
         if self.max_streams * model.max_context_tokens <= model.memory_tokens:
             return
-        over = sum(choice.memory_tokens for choice in choices) - model.memory_tokens
+        over = sum(map(_held, choices)) - model.memory_tokens
         growing = sorted((c for c in choices if c.ticket.open_ended and c.produced), key=lambda c: c.memory_tokens)
         while over > 0 and growing:
             longest = growing.pop()
-            over -= longest.memory_tokens
+            over -= _held(longest)
             self._finish(longest, "length")
 
     def _open(self, choice: Choice) -> bool:
@@ -294,10 +305,8 @@ class Scheduler:
             self._finish(choice, "stop", text)
         elif choice.produced >= ticket.max_tokens or self._full(choice):
             self._finish(choice, "length", text)
-        elif ticket.stream and (text or ticket.logprobs is not None):
+        elif ticket.stream:
             choice.unsent_text += text
-            if time.monotonic() >= choice.show_at_s:
-                self._send(choice, choice.unsent_text, None)
 
     def _full(self, choice: Choice) -> bool:
         return len(choice.ticket.prompt_ids) + choice.produced >= choice.ticket.model.max_context_tokens
@@ -320,6 +329,8 @@ class Scheduler:
     def _fail(self, choices: list[Choice], message: str, param: str | None = None) -> None:
         for choice in choices:
             if not choice.finished:
+                if choice.shows:
+                    self._send(choice, choice.unsent_text, None)
                 self._outbox.append((choice.ticket.events, Failure(message, param)))
                 self._metrics.finished("error")
                 self._close(choice)
@@ -335,6 +346,11 @@ class Scheduler:
             choice.ticket.model.close(context)
         except Exception:
             logger.exception("a context could not be closed")
+
+
+def _held(choice: Choice) -> int:
+    """Tokens of memory to keep free for a choice; a short context takes more than it has."""
+    return max(choice.memory_tokens, choice.ticket.model.least_tokens)
 
 
 def _chunks(choices: list[Choice], budget: Budget) -> tuple[list[Chunk], dict[int, Choice]]:

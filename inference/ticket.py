@@ -77,6 +77,12 @@ class Choice:
         return len(self.ticket.prompt_ids) + ahead
 
     @property
+    def shows(self) -> bool:
+        """Whether a stream has something to show that was not sent."""
+        scored = self.ticket.logprobs is not None and bool(self.unsent)
+        return self.ticket.stream and (bool(self.unsent_text) or scored)
+
+    @property
     def left(self) -> int:
         """Prompt tokens the model has not seen yet."""
         return len(self.ticket.prompt_ids) - self.read

@@ -20,6 +20,7 @@ class FakeModel:
 
     max_context_tokens = 1000
     memory_tokens = 1_000_000
+    least_tokens = 1
     vocabulary = VOCABULARY
 
     def __init__(self) -> None:

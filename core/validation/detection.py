@@ -2,6 +2,7 @@
 
 import fnmatch
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any  # schemas are JSON
 
@@ -24,8 +25,10 @@ def named_spec(wanted: str, specs: Mapping[str, DatasetSpec]) -> DatasetSpec | R
 
 
 def spec_by_pattern(name: str, patterns: Mapping[str, str]) -> str | None:
-    """The spec of the first glob that matches a file name."""
-    return next((spec for glob, spec in patterns.items() if fnmatch.fnmatchcase(name, glob)), None)
+    """The spec of the first glob that matches a file name, or the name with its suffix in small letters."""
+    stem, suffix = os.path.splitext(name)
+    names = (name, stem + suffix.lower())
+    return next((spec for glob, spec in patterns.items() if fnmatch.filter(names, glob)), None)
 
 
 def must_be_named(name: str) -> RowProblem | None:
@@ -198,10 +201,3 @@ def _column_fix(spec: DatasetSpec, row: Mapping[str, object]) -> str | None:
 def too_few_fit(misfits: int, parsed: int) -> bool:
     """Did a detected spec lose too many rows after all?"""
     return misfits * _MISFITS_IN > parsed
-
-
-def several_specs(first: DatasetSpec | None, most: DatasetSpec | None) -> RowProblem:
-    """The rows a file begins with are not what most of it is."""
-    names = " and ".join(spec.name for spec in (first, most) if spec)
-    fix = "drop the rows of each spec as a file of their own"
-    return RowProblem("spec_unknown", f"the file holds rows of {names}", None, "$", fix)

@@ -21,7 +21,7 @@ from core.chat_templates import Encoded
 from core.formats import Batch, FormatError, JsonlReader, RowProblem, RowReader, check_content, open_rows
 from core.lineage import Sidecar, SidecarError, check_claims
 from core.validation.census import Census
-from core.validation.detection import Detection, must_be_named, named_spec, several_specs, spec_by_pattern, too_few_fit
+from core.validation.detection import Detection, must_be_named, named_spec, spec_by_pattern, too_few_fit
 from core.validation.labels import LabelAudit, Started, TokenStats
 from core.validation.layer_one import LayerOne, canonical_rows, identified
 from core.validation.masks import RoleTokens, painted
@@ -157,8 +157,7 @@ class Inspection:
             self.issues.warn("sidecar_key_unknown", len(keys), message=f"keys of the sidecar are not read: {told}")
 
     def _find_spec(self) -> None:
-        plan = self._plan
-        stated = self._sidecar.spec
+        plan, stated, line = self._plan, self._sidecar.spec, None
         if plan.spec and stated and plan.spec != stated:
             message = f"the sidecar says spec {stated}, asked for {plan.spec}"
             raise _Stop(RowProblem("sidecar_mismatch", message, None, "$.spec"))
@@ -174,15 +173,11 @@ class Inspection:
             detection = Detection(known, plan.specs, self._sidecar.columns)
             # one bad row refuses the file, and the first pass sees it; an archive is unpacked first: it may be a bomb
             trust = plan.bad_rows == "reject_file" and self._path.suffix.lower() == ".jsonl"
-            found = detection.run(renamed, self._reader.line_bound, trust_first=trust)
-            self._detected = True
-            if isinstance(found, RowProblem):
-                self._count_rows()
-                raise _Stop(found, detection.line)
-            found = known[0] if found is None and known else found
+            found = detection.run(renamed, self._reader.line_bound, trust_first=trust) or next(iter(known), None)
+            line, self._detected = detection.line, True
         if isinstance(found, RowProblem):
             self._count_rows()
-            raise _Stop(found)
+            raise _Stop(found, line)
         self.spec = found
         if found is not None:
             self.columns = found.columns if self._sidecar.columns is None else self._sidecar.columns
@@ -254,7 +249,7 @@ class Inspection:
         if self.rows == 0:
             raise _Stop(RowProblem("empty", "the file holds no rows", fix="drop a file with at least one row"))
         if self._too_few_fit:
-            raise self._late_refusal()
+            self._settle_spec()
         self._count_duplicates()
         self.rows_set_aside = len(self._bad)
         if len(self._bad) > self._plan.bad_rows_limit * self.rows:
@@ -274,11 +269,17 @@ class Inspection:
             message = f"{self._duplicates} of {total} rows stand in the file before"
             raise _Stop(RowProblem("duplicate_rows", message, fix="keep one of each; epochs repeat rows"))
 
-    def _late_refusal(self) -> _Stop:
-        """A spec that seemed to fit at first does not fit enough rows: word it with all of them."""
+    def _settle_spec(self) -> None:
+        """What the first rows are does not fit enough of all: find out from all of them, then begin again by that."""
         detection = Detection(self._likely_specs(), self._plan.specs, self._sidecar.columns)
         found = detection.run(map(self._renamed, self._reader.batches()), lambda: 0)
-        return _Stop(found if isinstance(found, RowProblem) else several_specs(self.spec, found), detection.line)
+        if not isinstance(found, DatasetSpec):
+            raise _Stop(found or RowProblem("spec_unknown", "no spec fits"), detection.line)
+        self.issues, self._census, self._bad = Issues(), Census(self._plan), set()
+        self._note_misspelt_keys()
+        self.spec = found
+        self.columns = found.columns if self._sidecar.columns is None else self._sidecar.columns
+        self._first_pass(found, None)
 
     # -- layer 2 --------------------------------------------------------------------------------------------------
 

@@ -27,15 +27,15 @@ class ShelfPart:
     shelf: Shelf
     rows_B: torch.Tensor  # 0..B-1
     lengths_B: torch.Tensor  # positions held before this step
-    masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+    masks: dict[tuple[int | None, int], torch.Tensor] = field(default_factory=dict)
 
     def mask(self, window: int | None, heads: int, dtype: torch.dtype) -> torch.Tensor:
         """[B H, 1, L]: 0 where a position may be seen, -inf where not."""
-        if window not in self.masks:
+        if (window, heads) not in self.masks:
             places_L = torch.arange(self.shelf.length, device=self.lengths_B.device)
             hidden_BL = _hidden(places_L, self.lengths_B[:, None], window)
-            self.masks[window] = _minus_infinity(hidden_BL, dtype).repeat_interleave(heads, 0)[:, None]
-        return self.masks[window]
+            self.masks[window, heads] = _minus_infinity(hidden_BL, dtype).repeat_interleave(heads, 0)[:, None]
+        return self.masks[window, heads]
 
 
 @dataclass(slots=True)
@@ -45,15 +45,15 @@ class ChunkPart:
     start: int
     count: int
     block: Block
-    cut: dict[int | None, list["Tile"]] = field(default_factory=dict)
+    cut: dict[tuple[int | None, int], list["Tile"]] = field(default_factory=dict)
 
     def tiles(self, window: int | None, groups: int, like: torch.Tensor) -> list["Tile"]:
         """Runs of tokens computed at once; on a CPU the same ones whatever the chunk, for equal bits."""
-        if window not in self.cut:
+        if (window, groups) not in self.cut:
             size = TILE_TOKENS if like.device.type == "cpu" else self.count
             ends = [(first, min(first + size, self.count)) for first in range(0, self.count, size)]
-            self.cut[window] = [self._tile(first, last, window, groups, like) for first, last in ends]
-        return self.cut[window]
+            self.cut[window, groups] = [self._tile(first, last, window, groups, like) for first, last in ends]
+        return self.cut[window, groups]
 
     def _tile(self, first: int, last: int, window: int | None, groups: int, like: torch.Tensor) -> "Tile":
         held = self.block.length

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from inference.engine.attention import ChunkPart, ShelfPart, StepPlan
-from inference.engine.cache import Block, KeyValueMemory
+from inference.engine.cache import SHORTEST_SHELF, Block, KeyValueMemory
 from inference.engine.decoder import forward_of
 from inference.engine.layers import rows_computed
 from inference.engine.threads import ThreadChoice
@@ -49,6 +49,10 @@ class Runner:
     @property
     def memory_tokens(self) -> int:
         return self._memory_tokens
+
+    @property
+    def least_tokens(self) -> int:
+        return SHORTEST_SHELF
 
     @property
     def vocabulary(self) -> int:

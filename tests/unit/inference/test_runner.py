@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from inference.engine.cache import shelf_length
+from inference.engine.cache import Newcomer, Shelf, shelf_length
 from inference.engine.decoder import ThroughTransformers
 from inference.engine.layers import FEWEST_ROWS, PackedLinear
 from inference.engine.loading import load_base, with_adapter
@@ -216,6 +216,17 @@ def test_memory_that_nobody_wrote_reaches_no_answer(tmp_path: Path) -> None:
         assert greedy(Runner(network, 512), batch[:1], 40) == expected[:1]
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_numbers_of_a_context_that_are_none_do_not_stay_behind_for_its_neighbour() -> None:
+    shelf = Shelf(128)
+    ruined, sound = torch.full((2, 100, 4), torch.nan), torch.ones(2, 10, 4)
+    for context, held in ((1, ruined), (2, sound)):
+        shelf.add([Newcomer(context, held.shape[1], {0: held}, {0: held})])
+    shelf.remove(1)
+    assert shelf.contexts == [2]
+    for tensors in (shelf.keys, shelf.values):
+        assert tensors[0][0].isfinite().all() and (tensors[0][0, :, :10] == 1).all()
 
 
 def test_a_context_that_ends_with_its_first_token_takes_no_place_among_those_that_decode(tmp_path: Path) -> None:

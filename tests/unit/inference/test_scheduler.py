@@ -103,6 +103,35 @@ def test_the_first_text_of_a_stream_comes_at_once_and_the_next_with_all_that_cam
     assert shown[-1][-1].finish_reason == "stop"
 
 
+@pytest.mark.parametrize("what", ["a slice of work", "a prompt", "a fault", "nothing to see"])
+def test_text_that_waits_to_be_shown_goes_out_before_what_may_take_long(
+    monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("inference.scheduler.time.monotonic", lambda: now[0])
+    machine, model = scheduler(), FakeModel()
+    one = ticket(model, "fedcba", stream=True, stop=["cx"])
+    machine.submit(one)
+    run(machine, 1)
+    assert [p.text for p in drain(one)] == ["a"]
+    expected = "b"
+    if what == "a slice of work":
+        machine.run_job(iter([None, None]))
+    elif what == "a prompt":
+        machine.submit(ticket(model, "x" * 2_000))
+        run(machine, 1)
+        expected = "b"
+    elif what == "a fault":
+        run(machine, 1)
+        model.fail_next = True
+    else:  # "c" may begin a stop text, so nothing is added to "b" when its time has come
+        run(machine, 1)
+        now[0] += SHOWN_EVERY_S
+    run(machine, 1)
+    shown = drain(one)
+    assert shown and isinstance(shown[0], Piece) and shown[0].text == expected
+
+
 def test_stop_strings_and_lengths_end_an_answer() -> None:
     machine, model = scheduler(), FakeModel()
     stopped, cut = ticket(model, "abcdef", stop=["dc"]), ticket(model, "abcdef", max_tokens=2)

@@ -88,6 +88,27 @@ def test_answers_without_a_limit_run_together_and_the_longest_ends_when_memory_d
     assert not model.contexts
 
 
+def test_an_answer_that_outgrows_the_memory_alone_costs_the_requests_of_other_models_nothing() -> None:
+    machine, narrow, wide = scheduler(), FakeModel(), FakeModel()
+    narrow.memory_tokens = 60
+    growing, other = ticket(narrow, "x" * 50, open_ended=True), ticket(wide, "y" * 90)
+    machine.submit(growing)
+    machine.submit(other)
+    run(machine)
+    (piece,) = drain(growing)
+    assert piece.finish_reason == "length" and 0 < piece.completion_tokens < 50
+    assert text_of(other) == "y" * 90
+
+
+def test_short_requests_count_with_the_memory_that_even_the_shortest_takes() -> None:
+    machine, model = scheduler(), FakeModel()
+    model.memory_tokens, model.least_tokens = 300, 128
+    for _ in range(4):
+        machine.submit(ticket(model, max_tokens=4))
+    machine.tick()
+    assert (machine.running, machine.waiting) == (2, 2)
+
+
 def test_a_round_that_fails_outside_any_model_tells_its_requests_and_the_next_one_is_answered() -> None:
     machine, model = scheduler(), FakeModel()
     faults = iter([RuntimeError("no more room for metrics")])
