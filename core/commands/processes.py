@@ -100,12 +100,13 @@ def _local_role(workspace: Workspace) -> str:
 
 
 def _require_ports(workspace: Workspace, settings: Settings, *, serve: bool) -> None:
-    """Raise AlreadyRunningError rather than ConfigError when it is our own daemon that sits there."""
+    """Raise AlreadyRunningError when a daemon of ours runs, whether it sits on these ports or on others."""
     try:
         require_free(addresses(settings, serve=serve), _PORT_WAIT_S)
     except ConfigError:
         InstanceLock.acquire(workspace.lock_file, wait_s=0.0).release()
         raise
+    InstanceLock.acquire(workspace.lock_file, wait_s=_PORT_WAIT_S).release()
 
 
 def child_specs(workspace: Workspace, environment: dict[str, str], daemon_options: list[str]) -> list[ChildSpec]:

@@ -16,7 +16,7 @@ from typing import Any  # status documents and verdicts are JSON
 import click
 
 from core.commands.invocation import common_options, current
-from core.commands.liveness import daemon_runs
+from core.commands.liveness import daemon_gone, daemon_runs
 from core.commands.output import coloured, facts, on_terminal, say, shortened, table
 from core.commands.verdict_view import show_all
 from core.errors import NotFoundError
@@ -65,6 +65,7 @@ def _answer_status(workspace: Workspace) -> None:
 
 def _show_status(workspace: Workspace, doc: dict[str, Any]) -> None:
     daemon, training, deployment = doc["daemon"] or {}, doc["training"] or {}, doc["deployment"] or {}
+    gone = bool(daemon) and daemon_gone(daemon)
     facts(
         [
             ("root", workspace.root),
@@ -72,8 +73,8 @@ def _show_status(workspace: Workspace, doc: dict[str, Any]) -> None:
             ("why", daemon.get("reason") or (_PAUSED if daemon.get("state") == "paused" else None)),
             *_inbox_facts(workspace),
             ("queue", _queue_line(workspace, daemon.get("queue") or {})),
-            ("training", _training_line(training)),
-            ("serving", _serving_line(deployment, stopped=daemon.get("state") == "stopped")),
+            ("training", _training_line(training, gone=gone)),
+            ("serving", _serving_line(deployment, stopped=gone or daemon.get("state") == "stopped")),
         ]
     )
     if daemon.get("config_error"):
@@ -82,7 +83,7 @@ def _show_status(workspace: Workspace, doc: dict[str, Any]) -> None:
         say(f"waits    {waiting['file']}: for {waiting['for']}, since {waiting['since'][:19]}")
     for ignored in daemon.get("ignored") or []:
         say(f"ignored  {_ignored_line(ignored)}")
-    for name, child in (daemon.get("children") or {}).items():
+    for name, child in ({} if gone else daemon.get("children") or {}).items():
         pid = f" (pid {child['pid']})" if child.get("pid") else ""
         again = f", restarted {child['restarts']} times" if child.get("restarts") else ""
         why = f": {child['reason']}" if child.get("reason") else ""
@@ -136,15 +137,17 @@ def _daemon_line(daemon: dict[str, Any]) -> str:
     if not daemon:
         return "not started in this root (dropforge up)"
     state, age = str(daemon.get("state")), age_s(daemon.get("heartbeat"))
+    if daemon_gone(daemon):
+        return f"not running: pid {daemon.get('pid')} ended while {state} (dropforge up goes on where it was)"
     if state != "stopped" and age is not None and age > STALE_AFTER_S:
         return f"{state}, but no heartbeat for {age:.0f} s: it is probably dead (dropforge up starts it again)"
     return state if state == "stopped" else f"{state} (pid {daemon.get('pid')})"
 
 
-def _training_line(training: dict[str, Any]) -> str | None:
+def _training_line(training: dict[str, Any], *, gone: bool) -> str | None:
     if not training:
         return None
-    parts = [str(training.get("status"))]
+    parts = ["ended with it" if gone else str(training.get("status"))]
     if training.get("current_file"):
         parts.append(str(training["current_file"]))
     step, total = training.get("current_step"), training.get("total_steps")
@@ -154,7 +157,7 @@ def _training_line(training: dict[str, Any]) -> str | None:
         parts.append(f"step {step} of {total}" if known else f"step {step}")
     for name, words in (("loss", "loss {:.4g}"), ("tokens_per_sec", "{:,.0f} tokens/s"), ("eta_s", "{:,.0f} s left")):
         value = training.get(name)
-        if isinstance(value, int | float) and (known or name != "eta_s"):
+        if isinstance(value, int | float) and not gone and (known or name != "eta_s"):
             parts.append(words.format(value))
     return ", ".join(parts)
 

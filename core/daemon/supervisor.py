@@ -310,6 +310,8 @@ class Child:
 
     def _explain(self, code: int) -> str:
         how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        if -code in (signal.SIGKILL, signal.SIGTERM):
+            return how  # its last words were of something else
         said = last_line(self.spec.output, self._output_begun_at)
         return f"{how}: {said}" if said and code != 0 else how
 

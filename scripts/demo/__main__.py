@@ -154,7 +154,7 @@ class Demo:
 
     @staticmethod
     def _state(verdict: dict[str, Any]) -> str:
-        words = {"queued": "taken in, checked and queued", "active": "in training"}
+        words = {"queued": "taken in", "active": "in training"}
         state = words.get(str(verdict.get("state")), verdict.get("state"))
         return f"{state}: {verdict['message']}" if verdict.get("state") in _ENDED else str(state)
 

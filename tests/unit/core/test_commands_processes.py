@@ -191,6 +191,20 @@ def test_a_port_held_by_our_own_daemon_is_exit_three(
     assert f"pid {os.getpid()}" in capsys.readouterr().err
 
 
+def test_a_second_up_on_other_ports_is_refused_before_it_starts_anything(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.commands.processes._PORT_WAIT_S", 0.0)
+    held = InstanceLock.acquire(workspace.lock_file)
+    try:
+        options = ["--set", f"inference.port={free_port()}", "--set", f"monitor.ports=[{free_port()}]"]
+        assert main(["up", *options, "--root", str(workspace.root)]) == 3
+    finally:
+        held.release()
+    said = capsys.readouterr().err
+    assert f"pid {os.getpid()}" in said and "starting" not in said
+
+
 def test_the_children_are_told_the_root_and_take_the_overrides_from_the_environment(workspace: Workspace) -> None:
     specs = {spec.name: spec for spec in child_specs(workspace, {"DROPFORGE_TRAINER__SEED": "7"}, ["--exit-when-idle"])}
     assert set(specs) == {"daemon", "serve", "monitor"}

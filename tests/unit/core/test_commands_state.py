@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -91,6 +93,17 @@ def test_status_shows_no_numbers_of_a_job_that_is_not_trained(
 def test_status_of_a_dead_daemon_does_not_say_that_it_trains(sample: SampleRoot, capsys: Capture) -> None:
     sample.daemon("training", heartbeat=stamp(600))
     assert "no heartbeat for 600 s" in read(capsys, sample, "status")
+
+
+def test_status_of_a_daemon_that_was_killed_a_moment_ago_does_not_say_that_it_runs(
+    sample: SampleRoot, capsys: Capture
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    sample.daemon("training", pid=ended.pid, children={"trainer": {"state": "RUNNING", "pid": 7}})
+    shown = read(capsys, sample, "status")
+    assert f"not running: pid {ended.pid} ended while training" in shown
+    assert "RUNNING" not in shown and "s left" not in shown and " at http" not in shown
 
 
 def test_status_of_a_root_never_started_says_how_to_start(workspace: Workspace, capsys: Capture) -> None:

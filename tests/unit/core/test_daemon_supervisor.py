@@ -71,9 +71,10 @@ def test_the_end_of_a_child_is_not_explained_by_what_another_one_wrote_before_it
     output.write_text("OSError: of yesterday\n")
     it = child(spawn, output=output)
     it.start(0.0)
+    output.write_text("OSError: of yesterday\ninfo  all is well\n")
     die(spawn, -signal.SIGKILL)
     it.tick(1.0)
-    assert it.reason == "ended by SIGKILL"
+    assert it.reason == "ended by SIGKILL", "what it said last was of something else"
     it.tick(99.0)
     output.write_text("begun anew\n")  # too long a file is put away and begun again
     die(spawn, 1)
