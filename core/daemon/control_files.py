@@ -241,8 +241,17 @@ class Control:
             entry["note"] = progress.note or None
             entry["error"] = entry["error"] or ack.get("error")
             self._dirty = True
+            if not entry["error"]:
+                self._tell(entry)
         self._open = still
         self._write()
+
+    def _tell(self, entry: Mapping[str, Any]) -> None:
+        """What was asked for has happened: people who watch the log saw only that it was asked."""
+        wanted = f" {entry['id']}" if entry["id"] else ""
+        at = f" at step {entry['step']}" if entry["step"] is not None else ""
+        done = f"{entry['command']}{wanted}: {entry['note'] or 'effective'}{at}"
+        self._context.events.emit("control_done", done, checkpoint=entry["checkpoint"])
 
     def _write(self) -> None:
         if self._dirty and self._recent:

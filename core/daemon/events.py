@@ -15,6 +15,10 @@ from core.paths import Workspace
 from core.status import iso_now
 
 logger = logging.getLogger(__name__)
+_TROUBLE = frozenset(
+    "config_refused deploy_failed disk_full inbox_unusable job_failed job_given_up job_held job_rejected judge_failed "
+    "regressed report_failed trainer_died trainer_hung".split()
+)
 
 EVENTS_FILE = "events.jsonl"
 _ROTATE_BYTES = 64_000_000
@@ -32,7 +36,7 @@ class EventLog:
         """Record one event and log it. Side effects: appends a line, without fsync."""
         self._seq += 1
         doc = {"seq": self._seq, "time": iso_now(), "kind": kind, "message": message, **facts}
-        logger.info("%s: %s", kind, message)
+        logger.log(logging.WARNING if kind in _TROUBLE else logging.INFO, "%s: %s", kind, message)
         line = json.dumps(doc, ensure_ascii=True, default=str).encode() + b"\n"
         try:
             self._rotate()

@@ -82,3 +82,13 @@ def test_an_edit_that_is_taken_becomes_the_copy(watch: ConfigWatch, workspace: W
     edit(workspace, "{")
     watch.tick(20.0, EventLog(workspace))
     assert json.loads(Path(workspace.status_file("last_good_config.json")).read_text()) == good
+
+
+def test_trouble_stands_in_the_log_as_a_warning_and_good_news_does_not(
+    workspace: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="core.daemon.events")
+    events = EventLog(workspace)
+    events.emit("config_refused", "config.json: broken")
+    events.emit("config_loaded", "config.json: taken")
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]

@@ -79,6 +79,8 @@ def test_touching_pause_pauses_and_deleting_it_goes_on(rig: Rig, name: str) -> N
     rig.obey()
     assert (rig.said()["command"], rig.said()["step"]) == ("pause", 4)
     assert rig.said()["effective_at"] is not None
+    event = json.loads(rig.workspace.status_file("events.jsonl").read_text().splitlines()[-1])
+    assert (event["kind"], event["message"]) == ("control_done", "pause: effective at step 4")
     path.unlink()
     rig.tick()
     rig.tick()
