@@ -18,7 +18,7 @@ from core.atomic import read_json
 from core.checkpoints import Catalogue
 from core.commands.liveness import daemon_runs
 from core.commands.machine_checks import FAIL, PASS, WARN, Finding
-from core.commands.ports import addresses, problem
+from core.commands.ports import addresses, another, problem, told
 from core.errors import DropforgeError
 from core.gpu import GpuReading, NvmlProbe
 from core.memory_estimate import (
@@ -74,11 +74,9 @@ def ports(workspace: Workspace, settings: Settings) -> Finding:
     refused = [(address, why) for address in addresses(settings) if (why := problem(address))]
     if not refused:
         return Finding("ports", PASS, ", ".join(str(a.port) for a in addresses(settings)) + " are free")
-    address, why = refused[0]
     if daemon_runs(workspace):
         return Finding("ports", PASS, "Dropforge is running in this root")
-    message = f"port {address.port} on {address.host} {why}"
-    return Finding("ports", FAIL, message, f"choose another for {address.setting} in config.json")
+    return Finding("ports", FAIL, told(refused), another(refused))
 
 
 def nvml(reading: GpuReading) -> Finding:

@@ -49,21 +49,27 @@ def problem(address: Address) -> str | None:
     return None
 
 
+def told(refused: Sequence[tuple[Address, str]]) -> str:
+    """All addresses that cannot be had, and why."""
+    return ", ".join(f"port {address.port} on {address.host} {why}" for address, why in refused)
+
+
+def another(refused: Sequence[tuple[Address, str]]) -> str:
+    """What to do about it."""
+    options = " ".join(f"--set {setting}=..." for setting in dict.fromkeys(address.setting for address, _ in refused))
+    return f"choose another with {options} or in config.json"
+
+
 def require_free(wanted: Sequence[Address], wait_s: float) -> None:
     """Return when every address is free, waiting `wait_s` seconds for an earlier instance to let go.
 
     Raises:
-        ConfigError: one is not; names the port and its setting.
+        ConfigError: some are not; names all of them and their settings.
     """
     deadline = time.monotonic() + wait_s
     while refused := [(address, why) for address in wanted if (why := problem(address))]:
         if time.monotonic() >= deadline:
-            address, why = refused[0]
-            raise ConfigError(
-                f"port {address.port} on {address.host} {why}",
-                where=address.setting,
-                fix=f"choose another with --set {address.setting}=... or in config.json",
-            )
+            raise ConfigError(told(refused), where=refused[0][0].setting, fix=another(refused))
         time.sleep(_POLL_S)
 
 

@@ -115,7 +115,8 @@ class Control:
     def _pause(self, files: list[ControlFile]) -> None:
         present = [file for file in files if (self._context.workspace.control_dir / file.name).exists()]
         if present or self._orders.paused_by_hand:
-            self._level(present[0] if present else None, present[0] if present else None)
+            latest = max(present, key=lambda file: (self._stamp(file.name) or (0, 0))[1], default=None)
+            self._level(latest, latest)
 
     def _level(self, pause: ControlFile | None, said: ControlFile | None) -> None:
         release = pause is not None and pause.arguments.get("release_gpu") is True

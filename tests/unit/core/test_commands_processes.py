@@ -177,6 +177,21 @@ def test_a_taken_port_is_one_line_that_names_the_setting(
     assert "--set monitor.ports" in fix
 
 
+def test_all_taken_ports_are_named_at_once(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.commands.processes._PORT_WAIT_S", 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+        ports = [taken.getsockname()[1] for taken in (one, two)]
+        options = ["--set", f"inference.port={ports[0]}", "--set", f"monitor.ports=[{ports[1]}]"]
+        assert main(["up", *options, "--root", str(workspace.root)]) == 2
+        assert main(["doctor", *options, "--root", str(workspace.root)]) != 0
+    said = capsys.readouterr()
+    for text in (said.err, said.out):
+        assert all(f"port {port} on 127.0.0.1 is taken by another process" in text for port in ports)
+        assert "--set inference.port=... --set monitor.ports=..." in text
+
+
 def test_a_port_held_by_our_own_daemon_is_exit_three(
     workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

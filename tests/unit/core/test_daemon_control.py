@@ -187,6 +187,21 @@ def test_links_folders_and_fifos_are_never_obeyed(rig: Rig, tmp_path: Path) -> N
     assert (tmp_path / "target").exists()
 
 
+def test_a_pause_is_answered_though_another_name_of_it_stands_already(rig: Rig) -> None:
+    rig.touch("PAUSE")
+    rig.tick()
+    rig.obey()
+    write_command(rig.workspace, "pause", reason="second")
+    rig.tick()
+    rig.tick()
+    first, second = rig.said()["recent"]
+    assert (first["file"], second["file"], second["reason"]) == ("PAUSE", "pause", "second")
+    assert second["effective_at"] is not None
+    (rig.workspace.control_dir / "pause").unlink()
+    rig.tick()
+    assert rig.orders.paused
+
+
 def test_skip_names_the_active_job(rig: Rig) -> None:
     job_id = rig.activate()
     rig.touch("skip", b"loss looks wrong")
