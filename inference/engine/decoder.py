@@ -65,8 +65,8 @@ class _Norm:
     """RMS norm over the last dimension, x w / sqrt(mean(x^2) + eps); the weight may have more, one row a head.
 
     On a CPU in float32 it is computed as x (w sqrt(n)) / sqrt(|x|^2 + n eps), which passes over x three times and not
-    five as F.rms_norm does there. All it does to one number a row is rounded exactly, so that a row's bits do not
-    depend on whether it stands among the eight of a vector or in what is left.
+    four as F.rms_norm and a product do there. All it does to one number a row is rounded exactly, so that a row's bits
+    do not depend on whether it stands among the eight of a vector or in what is left.
     """
 
     def __init__(self, weight: torch.Tensor, eps: float) -> None:
