@@ -143,6 +143,13 @@ class SampleRoot:
         }
         self.status("training_status", facts | known)
 
+    def goes_on(self, step: int, loss: float) -> None:
+        """The job in training comes to `step`: all else in the two status files stays as it was."""
+        for name, key in (("daemon", "step"), ("training_status", "current_step")):
+            known = json.loads(self.ws.status_file(f"{name}.json").read_text())
+            self.status(name, known | {key: step, "heartbeat": iso_now()})
+        self.losses({step: loss})
+
     def deployment(self, serving: str | None, previous: str | None = None) -> None:
         facts = {"serving": serving, "previous": previous, "url": "http://127.0.0.1:8765", "seen_at": iso_now()}
         self.status(
