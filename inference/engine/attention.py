@@ -45,30 +45,36 @@ class ChunkPart:
     start: int
     count: int
     block: Block
-    cut: dict[tuple[int | None, int], list["Tile"]] = field(default_factory=dict)
+    cut: dict[int | None, list["Tile"]] = field(default_factory=dict)
 
-    def tiles(self, window: int | None, groups: int, like: torch.Tensor) -> list["Tile"]:
+    def tiles(self, window: int | None, like: torch.Tensor) -> list["Tile"]:
         """Runs of tokens computed at once; on a CPU the same ones whatever the chunk, for equal bits."""
-        if (window, groups) not in self.cut:
+        if window not in self.cut:
             size = TILE_TOKENS if like.device.type == "cpu" else self.count
             ends = [(first, min(first + size, self.count)) for first in range(0, self.count, size)]
-            self.cut[window, groups] = [self._tile(first, last, window, groups, like) for first, last in ends]
-        return self.cut[window, groups]
+            self.cut[window] = [self._tile(first, last, window, like) for first, last in ends]
+        return self.cut[window]
 
-    def _tile(self, first: int, last: int, window: int | None, groups: int, like: torch.Tensor) -> "Tile":
-        held = self.block.length
-        places_L = torch.arange(held + last, device=like.device)
-        here_N1 = torch.arange(held + first, held + last, device=like.device)[:, None]
-        mask_NL = _minus_infinity(_hidden(places_L, here_N1, window), like.dtype)
-        return Tile(first, last, mask_NL.repeat(groups, 1)[None])
+    def _tile(self, first: int, last: int, window: int | None, like: torch.Tensor) -> "Tile":
+        own, end = self.block.length + first, self.block.length + last
+        begin = 0 if window is None else max(0, own - window + 1) // TILE_TOKENS * TILE_TOKENS
+        places_C = torch.arange(own if window is None else begin, end, device=like.device)
+        here_N1 = torch.arange(own, end, device=like.device)[:, None]
+        return Tile(first, last, begin, end, _minus_infinity(_hidden(places_C, here_N1, window), like.dtype))
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Tokens [first, last) of a chunk; mask [1, G (last - first), positions]: -inf where a token may not look."""
+    """Tokens [first, last) of a chunk, which look at positions [begin, end).
+
+    mask: [last - first, C], -inf where a token may not look, over the last C of these positions: without a window all
+    that stood before the tile may be seen, so the mask does not grow with the context.
+    """
 
     first: int
     last: int
+    begin: int
+    end: int
     mask: torch.Tensor
 
 
@@ -82,16 +88,20 @@ def _minus_infinity(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
 
 
-def _weights(
+def _scores(
     query_NRD: torch.Tensor, key_NLD: torch.Tensor, mask: torch.Tensor, scaling: float, softcap: float | None
 ) -> torch.Tensor:
-    """softmax(scaling q k^T + mask), [N, R, L]; the mask may be one for all N or all R."""
+    """scaling q k^T + mask, [N, R, L]; the mask may be one for all N, R or L."""
     if softcap is None:
-        scores_NRL = torch.baddbmm(mask, query_NRD, key_NLD.transpose(1, 2), alpha=scaling)
-    else:
-        scores_NRL = torch.bmm(query_NRD, key_NLD.transpose(1, 2)) * (scaling / softcap)
-        scores_NRL = softcap * torch.tanh(scores_NRL) + mask
-    return torch.softmax(scores_NRL, dim=-1, dtype=torch.float32).to(key_NLD.dtype)
+        return torch.baddbmm(mask, query_NRD, key_NLD.transpose(1, 2), alpha=scaling)
+    scores_NRL = torch.bmm(query_NRD, key_NLD.transpose(1, 2)) * (scaling / softcap)
+    return softcap * torch.tanh(scores_NRL) + mask
+
+
+def _mixed(scores_NRL: torch.Tensor, value_NLD: torch.Tensor) -> torch.Tensor:
+    """The values weighted by softmax(scores), [N, R, D]."""
+    weights_NRL = torch.softmax(scores_NRL, dim=-1, dtype=torch.float32).to(value_NLD.dtype)
+    return torch.bmm(weights_NRL, value_NLD)
 
 
 @dataclass(slots=True)
@@ -122,8 +132,8 @@ def _decode(
     heads, size = key_HTD.shape[0], key_HTD.shape[2]
     query_NGD = query_QTD[:, part.start : end].transpose(0, 1).reshape(rows * heads, -1, size)
     mask = part.mask(window, heads, query_NGD.dtype)
-    weights_NGL = _weights(query_NGD, keys[:rows].flatten(0, 1), mask, scaling, softcap)
-    return torch.bmm(weights_NGL, values[:rows].flatten(0, 1)).view(rows, query_QTD.shape[0], -1)
+    scores_NGL = _scores(query_NGD, keys[:rows].flatten(0, 1), mask, scaling, softcap)
+    return _mixed(scores_NGL, values[:rows].flatten(0, 1)).view(rows, query_QTD.shape[0], -1)
 
 
 def _read(
@@ -137,19 +147,19 @@ def _read(
     softcap: float | None,
 ) -> torch.Tensor:
     """Returns [count, Q, D]."""
-    end, held = part.start + part.count, part.block.length
+    end = part.start + part.count
     part.block.write(layer, key_HTD[:, part.start : end], value_HTD[:, part.start : end])
     keys_HLD, values_HLD = part.block.keys[layer], part.block.values[layer]
     heads, groups = key_HTD.shape[0], query_QTD.shape[0] // key_HTD.shape[0]
     query_HGND = query_QTD[:, part.start : end].reshape(heads, groups, part.count, -1)
+    nothing = query_QTD.new_zeros(())
     parts = []
-    for tile in part.tiles(window, groups, query_QTD):
-        query_HRD = query_HGND[:, :, tile.first : tile.last].flatten(
-            1, 2
-        )  # a key serves all heads of its group at once
-        seen = held + tile.last
-        weights_HRL = _weights(query_HRD, keys_HLD[:, :seen], tile.mask, scaling, softcap)
-        out_HRD = torch.bmm(weights_HRL, values_HLD[:, :seen])
+    for tile in part.tiles(window, query_QTD):
+        seen = slice(tile.begin, tile.end)
+        query_HRD = query_HGND[:, :, tile.first : tile.last].flatten(1, 2)  # a key serves its whole group at once
+        scores_HRL = _scores(query_HRD, keys_HLD[:, seen], nothing, scaling, softcap)
+        scores_HRL.view(heads, groups, tile.last - tile.first, -1)[..., -tile.mask.shape[1] :] += tile.mask
+        out_HRD = _mixed(scores_HRL, values_HLD[:, seen])
         parts.append(out_HRD.view(heads * groups, tile.last - tile.first, -1).transpose(0, 1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
