@@ -19,8 +19,10 @@ from core.commands.invocation import common_options, current
 from core.commands.liveness import daemon_gone, daemon_runs
 from core.commands.output import coloured, facts, on_terminal, say, shortened, table
 from core.commands.verdict_view import show_all
+from core.daemon.candidates import Scan, describe, scan
 from core.errors import NotFoundError
-from core.job_queue import SIDECAR_SUFFIX, JobQueue
+from core.formats import SUFFIXES
+from core.job_queue import JobQueue
 from core.paths import Workspace, display_name
 from core.status import STALE_AFTER_S, age_s, read_status
 from core.verdicts import all_verdicts, jobs_called, whole_verdict
@@ -66,12 +68,14 @@ def _answer_status(workspace: Workspace) -> None:
 def _show_status(workspace: Workspace, doc: dict[str, Any]) -> None:
     daemon, training, deployment = doc["daemon"] or {}, doc["training"] or {}, doc["deployment"] or {}
     gone = bool(daemon) and daemon_gone(daemon)
+    looked_at = daemon_runs(workspace) or not workspace.inbox.is_dir()
+    lying = None if looked_at else scan(workspace, SUFFIXES)
     facts(
         [
             ("root", workspace.root),
             ("daemon", _daemon_line(daemon)),
             ("why", daemon.get("reason") or (_PAUSED if daemon.get("state") == "paused" else None)),
-            *_inbox_facts(workspace),
+            *_inbox_facts(lying),
             ("queue", _queue_line(workspace, daemon.get("queue") or {})),
             ("training", _training_line(training, gone=gone)),
             ("serving", _serving_line(deployment, stopped=gone or daemon.get("state") == "stopped")),
@@ -81,7 +85,7 @@ def _show_status(workspace: Workspace, doc: dict[str, Any]) -> None:
         say(f"config   not taken, the last good one holds: {daemon['config_error']}")
     for waiting in (daemon.get("inbox") or {}).get("waiting") or []:
         say(f"waits    {waiting['file']}: for {waiting['for']}, since {waiting['since'][:19]}")
-    for ignored in daemon.get("ignored") or []:
+    for ignored in describe(lying.ignored, workspace) if lying else daemon.get("ignored") or []:
         say(f"ignored  {_ignored_line(ignored)}")
     for name, child in ({} if gone else daemon.get("children") or {}).items():
         pid = f" (pid {child['pid']})" if child.get("pid") else ""
@@ -92,20 +96,11 @@ def _show_status(workspace: Workspace, doc: dict[str, Any]) -> None:
         say(f"asked    {answer}")
 
 
-def _inbox_facts(workspace: Workspace) -> list[tuple[str, object]]:
+def _inbox_facts(lying: Scan | None) -> list[tuple[str, object]]:
     """What lies in the inbox and nobody looks at, so that an empty queue does not look like nothing to do."""
-    if daemon_runs(workspace):
-        return []
-    folders = [workspace.inbox, workspace.inbox / "high", workspace.inbox / "low"]
-    names = [e.name for f in folders if f.is_dir() for e in os.scandir(f) if e.is_file(follow_symlinks=False)]
-    count = sum(
-        not name.startswith(".") and name != "README.md" and not name.endswith(SIDECAR_SUFFIX) for name in names
-    )
-    return (
-        [("inbox", f"{count} {'files wait' if count != 1 else 'file waits'} for a daemon (dropforge up)")]
-        if count
-        else []
-    )
+    count = len(lying.candidates) if lying else 0
+    words = "files wait" if count != 1 else "file waits"
+    return [("inbox", f"{count} {words} for a daemon (dropforge up)")] if count else []
 
 
 def _queue_line(workspace: Workspace, lanes: dict[str, int]) -> str:

@@ -125,8 +125,13 @@ def test_status_that_may_not_look_says_so_and_not_that_nothing_runs(
 def test_status_without_a_daemon_counts_what_lies_in_the_inbox(workspace: Workspace, capsys: Capture) -> None:
     for name in ("a.jsonl", "a.jsonl.meta.json", ".hidden.jsonl", "README.md", "high/b.jsonl"):
         (workspace.inbox / name).write_text("{}")
+    (workspace.inbox / "notes.txt.part").write_text("{}")
+    (workspace.inbox / "link.jsonl").symlink_to(workspace.inbox / "a.jsonl")
     assert main(["status", "--root", str(workspace.root)]) == 0
-    assert "inbox     2 files wait for a daemon (dropforge up)\n" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "inbox     2 files wait for a daemon (dropforge up)\n" in shown
+    assert "ignored  link.jsonl: a symbolic link, not a regular file\n" in shown
+    assert "ignored  notes.txt.part: a partial download by its name (*.part)\n" in shown
 
 
 def test_jobs_lists_every_lane_and_the_refused_files_oldest_first(sample: SampleRoot, capsys: Capture) -> None:
