@@ -146,10 +146,14 @@ def _training_line(training: dict[str, Any], *, gone: bool) -> str | None:
     if training.get("current_file"):
         parts.append(str(training["current_file"]))
     step, total = training.get("current_step"), training.get("total_steps")
-    # total and time left are those of a job: without one, or behind the step, they are what an earlier job left
-    known = training.get("current_file") and isinstance(step, int) and isinstance(total, int) and step <= total
+    of_job = training.get("job_steps") is not None
+    done, last = (training.get("job_step"), training.get("job_steps")) if of_job else (step, total)
+    # steps and time left are those of a job: without one, or behind the step, they are what an earlier job left
+    known = training.get("current_file") and isinstance(done, int) and isinstance(last, int) and done <= last
     if step is not None:
-        parts.append(f"step {step} of {total}" if known else f"step {step}")
+        parts.append(f"step {done} of {last}" if known else f"step {step}")
+    if known and of_job:
+        parts[-1] += f" (step {step} of the run)"
     for name, words in (("loss", "loss {:.4g}"), ("tokens_per_sec", "{:,.0f} tokens/s"), ("eta_s", "{:,.0f} s left")):
         value = training.get(name)
         if isinstance(value, int | float) and not gone and (known or name != "eta_s"):

@@ -56,6 +56,19 @@ def sample(workspace: Workspace) -> SampleRoot:
     return working_day(workspace)
 
 
+PANEL_ROWS = (
+    *("#flow li", "#now-facts div", "#curve-rows tr", "#verdict-rows tr", "#board-rows tr", "#example-rows tr"),
+    *("#journal-rows li", "#served-files li", "#lane-counts li", "#waiting li", "#ignored-rows li"),
+    *("#commit-rows li", "#source-rows li", "#gauges li", "#processes li"),
+)
+
+
+def drawn(page: Page) -> None:
+    """Wait until every panel shows its first news; the server answers them one by one, in any order."""
+    for rows in PANEL_ROWS:
+        expect(page.locator(rows).first).to_be_visible()
+
+
 def opened(page: Page, monitor: MonitorThread) -> Page:
     page.goto(monitor.url)
     expect(page.locator("#link")).to_have_text(re.compile("live|polling"))
@@ -160,19 +173,6 @@ def test_a_new_verdict_appears_by_itself_and_disturbs_nothing(
     assert page.evaluate("document.querySelector('#verdict-rows').lastElementChild.mark") == "same node"
 
 
-PANEL_ROWS = (
-    *("#flow li", "#now-facts div", "#curve-rows tr", "#verdict-rows tr", "#board-rows tr", "#example-rows tr"),
-    *("#journal-rows li", "#served-files li", "#lane-counts li", "#waiting li", "#ignored-rows li"),
-    *("#commit-rows li", "#source-rows li", "#gauges li", "#processes li"),
-)
-
-
-def drawn(page: Page) -> None:
-    """Wait until every panel shows its first news; the server answers them one by one, in any order."""
-    for rows in PANEL_ROWS:
-        expect(page.locator(rows).first).to_be_visible()
-
-
 def test_polls_do_not_move_the_page(sample: SampleRoot, monitor: MonitorThread, page: Page) -> None:
     page.add_init_script(
         "window.moved = 0; new PerformanceObserver((list) => { for (const entry of list.getEntries()) "
@@ -262,7 +262,7 @@ def test_a_verdict_leads_to_its_checkpoint_and_on_to_the_files(
 
 
 def test_the_keyboard_is_enough(sample: SampleRoot, monitor: MonitorThread, page: Page) -> None:
-    opened(page, monitor)
+    drawn(opened(page, monitor))
     expect(page.locator("#verdict-rows tr")).to_have_count(8)
     page.keyboard.press("Tab")
     expect(page.locator(".skip")).to_be_focused()
@@ -295,7 +295,7 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(
     sample: SampleRoot, monitor: MonitorThread, page: Page, width: int
 ) -> None:
     page.set_viewport_size({"width": width, "height": 800})
-    opened(page, monitor)
+    drawn(opened(page, monitor))
     expect(page.locator("#verdict-rows tr")).to_have_count(8)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
@@ -325,7 +325,7 @@ READABLE = """() => [...document.querySelectorAll('.badge, .dim, .fix, .effect, 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_can_be_read_in_both_schemes(sample: SampleRoot, monitor: MonitorThread, page: Page, scheme: Any) -> None:
     page.emulate_media(color_scheme=scheme)
-    opened(page, monitor)
+    drawn(opened(page, monitor))
     expect(page.locator("#verdict-rows tr")).to_have_count(8)
     measured = [(text, round(contrast(ink, back), 2)) for text, ink, back in page.evaluate(READABLE)]
     assert [(text, ratio) for text, ratio in measured if ratio < 4.5] == []

@@ -80,6 +80,10 @@ def test_status_counts_refused_files_and_repeats_the_last_refused_requests(sampl
         ({"status": "idle", "current_step": 315, "total_steps": 327}, "idle, step 315"),
         ({"current_file": "a.jsonl", "current_step": 327, "total_steps": 315}, "training, a.jsonl, step 327"),
         ({"current_file": "a.jsonl", "current_step": 3, "total_steps": 9}, "training, a.jsonl, step 3 of 9, 0 s left"),
+        (
+            {"current_file": "a.jsonl", "current_step": 303, "total_steps": 309, "job_step": 3, "job_steps": 9},
+            "training, a.jsonl, step 3 of 9 (step 303 of the run), 0 s left",
+        ),
     ],
 )
 def test_status_shows_no_numbers_of_a_job_that_is_not_trained(
