@@ -70,6 +70,12 @@ class Farm:
         self._up.terminate()
         return self.wait(seconds)
 
+    def interrupt(self, seconds: float = 60) -> int:
+        """Ctrl-C in a terminal: SIGINT to every process of the group at once."""
+        assert self._up is not None
+        os.killpg(self._up.pid, signal.SIGINT)
+        return self.wait(seconds)
+
     def wait(self, seconds: float = 60) -> int:
         """Wait for `up` to end and return its exit code."""
         assert self._up is not None

@@ -7,6 +7,7 @@ Weights are those of the newest commit whatever the code.
 import argparse
 import faulthandler
 import logging
+import os
 import signal
 import sys
 import time
@@ -28,7 +29,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, load, train until told to stop. Returns the exit code."""
     die_with_parent()
     faulthandler.enable()  # SIGABRT from a daemon that finds us hanging leaves every stack in its log
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     arguments = _parser().parse_args(argv)
     try:
         workspace = Workspace(find_root(arguments.root))
@@ -66,7 +66,9 @@ def _show_end(workspace: Workspace, error: DropforgeError) -> None:
     path = workspace.status_file("training_status.json")
     document = read_status(path)
     if document is not None:
-        write_status(path, {**document, "status": "blocked", "reason": str(error), "heartbeat": iso_now()})
+        write_status(
+            path, {**document, "status": "blocked", "pid": os.getpid(), "reason": str(error), "heartbeat": iso_now()}
+        )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ Units    seconds, tokens, losses in nats a token
 
 import json
 import logging
+import os
 import time
 from typing import Any  # JSON documents
 
@@ -21,6 +22,7 @@ _JUDGED = ("accuracy_percent", "validation_loss", "recent_examples", "eval_sampl
 _SHOWN = (
     *(
         "status",
+        "pid",
         "current_file",
         "job_id",
         "run",
@@ -51,6 +53,7 @@ class TrainingView:
         self._doc: dict[str, Any] = {
             **dict.fromkeys(_SHOWN),
             "status": "starting",
+            "pid": os.getpid(),
             "run": run,
             "current_step": 0,
             "total_evals": 0,

@@ -67,7 +67,7 @@ def _answer_status(workspace: Workspace) -> None:
 
 def _show_status(workspace: Workspace, doc: dict[str, Any]) -> None:
     daemon, training, deployment = doc["daemon"] or {}, doc["training"] or {}, doc["deployment"] or {}
-    gone = bool(daemon) and daemon_gone(daemon)
+    ended = bool(daemon) and (daemon.get("state") == "stopped" or daemon_gone(daemon))
     looked_at = daemon_runs(workspace) or not workspace.inbox.is_dir()
     lying = None if looked_at else scan(workspace, SUFFIXES)
     facts(
@@ -77,8 +77,8 @@ def _show_status(workspace: Workspace, doc: dict[str, Any]) -> None:
             ("why", daemon.get("reason") or (_PAUSED if daemon.get("state") == "paused" else None)),
             *_inbox_facts(lying),
             ("queue", _queue_line(workspace, daemon.get("queue") or {})),
-            ("training", _training_line(training, gone=gone)),
-            ("serving", _serving_line(deployment, stopped=gone or daemon.get("state") == "stopped")),
+            ("training", _training_line(training, daemon)),
+            ("serving", _serving_line(deployment, stopped=ended)),
         ]
     )
     if daemon.get("config_error"):
@@ -87,7 +87,7 @@ def _show_status(workspace: Workspace, doc: dict[str, Any]) -> None:
         say(f"waits    {waiting['file']}: for {waiting['for']}, since {waiting['since'][:19]}")
     for ignored in describe(lying.ignored, workspace) if lying else daemon.get("ignored") or []:
         say(f"ignored  {_ignored_line(ignored)}")
-    for name, child in ({} if gone else daemon.get("children") or {}).items():
+    for name, child in ({} if ended else daemon.get("children") or {}).items():
         pid = f" (pid {child['pid']})" if child.get("pid") else ""
         again = f", restarted {child['restarts']} times" if child.get("restarts") else ""
         why = f": {child['reason']}" if child.get("reason") else ""
@@ -139,10 +139,14 @@ def _daemon_line(daemon: dict[str, Any]) -> str:
     return state if state == "stopped" else f"{state} (pid {daemon.get('pid')})"
 
 
-def _training_line(training: dict[str, Any], *, gone: bool) -> str | None:
+def _training_line(training: dict[str, Any], daemon: dict[str, Any]) -> str | None:
     if not training:
         return None
-    parts = ["ended with it" if gone else str(training.get("status"))]
+    trainer = ((daemon.get("children") or {}).get("trainer") or {}).get("pid")
+    ended = daemon.get("state") == "stopped" or daemon_gone(daemon)
+    if not ended and isinstance(trainer, int) and training.get("pid") not in (None, trainer):
+        return "starting"  # what stands there was said by the trainer before it
+    parts = ["ended with it" if ended and training.get("status") != "stopped" else str(training.get("status"))]
     if training.get("current_file"):
         parts.append(str(training["current_file"]))
     step, total = training.get("current_step"), training.get("total_steps")
@@ -156,7 +160,7 @@ def _training_line(training: dict[str, Any], *, gone: bool) -> str | None:
         parts[-1] += f" (step {step} of the run)"
     for name, words in (("loss", "loss {:.4g}"), ("tokens_per_sec", "{:,.0f} tokens/s"), ("eta_s", "{:,.0f} s left")):
         value = training.get(name)
-        if isinstance(value, int | float) and not gone and (known or name != "eta_s"):
+        if isinstance(value, int | float) and not ended and (known or name != "eta_s"):
             parts.append(words.format(value))
     return ", ".join(parts)
 

@@ -5,6 +5,7 @@ Errors   exit 0 clean, 2 configuration, 3 already running, 4 storage; one line o
 
 import argparse
 import logging
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ from core.daemon.ledger_feed import LedgerFeed
 from core.daemon.loop import Daemon, Parts, name_unbuilt, run
 from core.daemon.orders import OrderBook
 from core.daemon.outcomes import Outcomes, finish_moves
-from core.daemon.pid_manager import InstanceLock, die_with_parent
+from core.daemon.pid_manager import PARENT_VARIABLE, InstanceLock, die_with_parent
 from core.daemon.progress_events import ProgressEvents
 from core.daemon.request_actions import RequestActions
 from core.daemon.signals import Signals
@@ -53,6 +54,7 @@ logger = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon in the foreground. Returns the exit code of the contract."""
+    supervised = PARENT_VARIABLE in os.environ
     die_with_parent()
     options = _options(argv)
     try:
@@ -61,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         setup_logging(workspace, "daemon")
         lock = InstanceLock.acquire(workspace.lock_file)
         _prepare(context)
-        return _run(context, options, lock.fd)
+        return _run(context, options, lock.fd, supervised=supervised)
     except DropforgeError as error:
         return _end(error)
     except OSError as error:
@@ -100,9 +102,9 @@ def _prepare(context: Context) -> None:
     name_unbuilt(context)
 
 
-def _run(context: Context, options: argparse.Namespace, lock_fd: int) -> int:
+def _run(context: Context, options: argparse.Namespace, lock_fd: int, *, supervised: bool) -> int:
     parts, worker, poller = build(context, options, lock_fd)
-    parts.signals.install(context.wakeup)
+    parts.signals.install(context.wakeup, ignore_sigint=supervised)
     parts.control.start_clean()
     parts.snapshots.start_clean()
     poller.start()

@@ -9,7 +9,6 @@ Effects  fsyncs what was dropped and what the gates wrote: its producer seldom d
 import json
 import logging
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any  # requests are JSON
@@ -29,7 +28,6 @@ logger = logging.getLogger(__name__)
 def main() -> int:
     """Answer requests until stdin ends."""
     die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # a stray print must not look like an answer
     answers.write(READY_LINE)

@@ -112,10 +112,13 @@ Spawn = Callable[[ChildSpec], Process]
 
 # A child that still imports torch when we are killed has not asked for its parent-death signal yet, and would hold
 # the lock for seconds. So it is asked for before the exec (which keeps it), in 20 ms, and without a preexec_fn, which
-# is not safe in a process with threads.
+# is not safe in a process with threads. SIGINT (2) is ignored from here on too, by the child and by what it starts: a
+# Ctrl-C reaches the whole process group, and the parent alone decides how its children end.
 _ASK_THEN_EXEC = """
 import ctypes, os, sys
-ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
+libc = ctypes.CDLL(None)
+libc.prctl(1, 9, 0, 0, 0)
+libc.signal(2, ctypes.c_void_p(1))
 os.getppid() == int(sys.argv[1]) or sys.exit(1)
 os.execv(sys.argv[2], sys.argv[2:])
 """

@@ -121,6 +121,21 @@ def test_kill_nine_of_everything_in_the_middle_of_a_file_changes_no_bit(make_far
     assert digests[0] == digests[1]
 
 
+def test_ctrl_c_commits_what_was_trained_and_the_next_start_goes_on_from_there(make_farm: Callable[..., Farm]) -> None:
+    farm = make_farm(hyperparams={"epochs": 12, "batch_size": 4}, trainer={"checkpoint_every_steps": 1000})
+    farm.drop("a.jsonl", rows(30, 1))
+    farm.start()
+    farm.wait_until(lambda: step_of(farm) >= 20, "step 20")
+    assert farm.interrupt() == 0
+    stopped_at = step_of(farm)
+    assert head_manifest(farm)["step"] == stopped_at >= 20
+    assert farm.cli("status").stdout.splitlines()[1] == "daemon    stopped"
+    farm.start()
+    farm.wait_until(lambda: farm.lane("done"), "the file done")
+    assert farm.json("verify")["ok"]
+    assert farm.stop() == 0
+
+
 def step_of(farm: Farm) -> int:
     return int((farm.status("training_status.json") or {}).get("current_step") or 0)
 

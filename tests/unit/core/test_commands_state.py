@@ -110,6 +110,18 @@ def test_status_of_a_daemon_that_was_killed_a_moment_ago_does_not_say_that_it_ru
     assert "RUNNING" not in shown and "s left" not in shown and " at http" not in shown
 
 
+def test_status_shows_nothing_that_a_dead_trainer_said_as_if_it_trained(sample: SampleRoot, capsys: Capture) -> None:
+    told = json.loads(sample.ws.status_file("training_status.json").read_text())
+    sample.status("training_status", told | {"pid": os.getpid() + 1})
+    assert "training  starting\n" in read(capsys, sample, "status")
+    sample.status("training_status", told | {"pid": os.getpid()})
+    assert "training  training, dialogues-0412.jsonl, step 612 of 879, loss 1.371" in read(capsys, sample, "status")
+    sample.daemon("stopped", children={"trainer": {"state": "STOPPING", "pid": os.getpid()}})
+    shown = read(capsys, sample, "status")
+    assert "training  ended with it, dialogues-0412.jsonl, step 612 of 879\n" in shown
+    assert "STOPPING" not in shown
+
+
 def test_status_of_a_root_never_started_says_how_to_start(workspace: Workspace, capsys: Capture) -> None:
     assert main(["status", "--root", str(workspace.root)]) == 0
     assert "dropforge up" in capsys.readouterr().out
