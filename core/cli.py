@@ -37,7 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("state", "Say what is going on."),
     "jobs": ("state", "List dropped files and what became of them."),
     "retry": ("orders", "Queue a failed or held job again."),
-    "cancel": ("orders", "Take a waiting job out."),
+    "cancel": ("orders", "Take a job out; its training is undone."),
     "logs": ("state", "Show the logs."),
     "pause": ("orders", "Pause training."),
     "resume": ("orders", "Go on after a pause."),

@@ -34,7 +34,7 @@ _SHOWN = (
         "loss",
         "learning_rate",
     ),
-    *("tokens_per_sec", "eta_s", "total_evals", *_JUDGED, "reason", "heartbeat", "ack"),
+    *("tokens_per_sec", "eta_s", "total_evals", "evaluated", *_JUDGED, "reason", "heartbeat", "ack"),
 )
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class TrainingView:
         for candidate in reversed(candidates):
             found = read_status(self._workspace.evaluation_dir(self._run, candidate["id"]) / "metrics.json")
             if found is not None:
-                self._doc |= {key: found.get(key) for key in _JUDGED}
+                self._doc |= {key: found.get(key) for key in _JUDGED} | {"evaluated": candidate["id"]}
                 return
 
 

@@ -97,7 +97,7 @@ def _known_checkpoint(workspace: Workspace, checkpoint: str | None) -> Iterator[
         raise NotFoundError(
             f"checkpoint {found.id} is committed, but the server does not have it",
             where=error.where,
-            fix=f"dropforge promote {found.id} sends it there",
+            fix=f"only what was published can be asked: dropforge promote {found.id} publishes it, and it serves then",
         ) from error
 
 

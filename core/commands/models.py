@@ -17,6 +17,7 @@ from core.atomic import sha256_file
 from core.checkpoints import Catalogue, ends_job
 from core.commands.invocation import common_options, current
 from core.commands.output import coloured, facts, say, shortened, table
+from core.daemon.snapshot_service import pinned, pins_file
 from core.paths import Workspace, display_name
 from core.provenance import lineage
 from core.status import read_status
@@ -38,16 +39,32 @@ def checkpoints_command(wanted: str | None) -> None:
     catalogue = _catalogue(current().workspace())
     found = catalogue.committed() if wanted is None else [catalogue.get(wanted)]
     manifests = [checkpoint.manifest for checkpoint in found]
-    doc = {"checkpoints": manifests}
-    current().show(doc, lambda: _show_checkpoints(manifests) if wanted is None else _show_checkpoint(found[0].manifest))
+    marks = _marks(current().workspace())
+    doc = {"checkpoints": manifests, **marks}
+    if wanted is None:
+        current().show(doc, lambda: _show_checkpoints(manifests, marks))
+    else:
+        current().show(doc, lambda: _show_checkpoint(manifests[0], marks))
 
 
-def _show_checkpoints(manifests: list[dict[str, Any]]) -> None:
+def _marks(workspace: Workspace) -> dict[str, list[str]]:
+    """What retention leaves alone and a person asks for: the ids that serve, and those that are pinned."""
+    serving = (read_status(workspace.status_file("deployment.json")) or {}).get("serving")
+    pins = pinned(pins_file(workspace, current().settings(workspace).run))
+    return {"serving": [serving] if serving else [], "pinned": sorted(pins)}
+
+
+def _mark(checkpoint_id: str, marks: dict[str, list[str]]) -> str:
+    return ", ".join(word for word, ids in marks.items() if checkpoint_id in ids)
+
+
+def _show_checkpoints(manifests: list[dict[str, Any]], marks: dict[str, list[str]]) -> None:
     if not manifests:
         say("no checkpoints yet: the trainer imports the base at its first start")
         return
-    rows = [[m["id"], m["step"], m["created_at"][:19], _files_line(m), m["train_loss"]] for m in manifests]
-    table(("checkpoint", "step", "committed", "trained since its parent", "loss"), rows)
+    facts_of = [[m["id"], m["step"], m["created_at"][:19], _files_line(m), m["train_loss"]] for m in manifests]
+    rows = [[*row, _mark(str(row[0]), marks)] for row in facts_of]
+    table(("checkpoint", "step", "committed", "trained since its parent", "loss", "kept as"), rows)
 
 
 def _files_line(manifest: dict[str, Any]) -> str:
@@ -57,11 +74,18 @@ def _files_line(manifest: dict[str, Any]) -> str:
     return line if ends_job(manifest) else f"{line} (in the middle)"
 
 
-def _show_checkpoint(manifest: dict[str, Any]) -> None:
+def _show_checkpoint(manifest: dict[str, Any], marks: dict[str, list[str]]) -> None:
     plain = ("id", "step", "run", "parent", "created_at", "profile", "train_loss")
     base = f"{manifest['base']['name']} {manifest['base']['sha256'][:12]}"
     size_bytes = sum(entry["bytes"] for entry in manifest["files"].values())
-    facts([*((key, manifest[key]) for key in plain), ("base", base), ("bytes that travel", size_bytes)])
+    facts(
+        [
+            *((key, manifest[key]) for key in plain),
+            ("base", base),
+            ("bytes that travel", size_bytes),
+            ("kept as", _mark(manifest["id"], marks)),
+        ]
+    )
     for job in manifest["jobs"]:
         passes = job["rows_train"] * job["epochs"]
         say(f"trained  {job['file']}: {job['rows_trained']} of {passes} row passes ({job['generator']})")

@@ -81,7 +81,7 @@ def _wait_for(workspace: Workspace, command: str, before: Collection[str]) -> di
     )
 
 
-def request(verb: str, wanted: str | None, **extra: str) -> None:
+def request(verb: str, wanted: str | None, **extra: str | bool) -> None:
     """Write a request file and say where."""
     workspace = current().workspace()
     arguments = extra if wanted is None else {"id": wanted, **extra}
@@ -190,14 +190,27 @@ def _request_command(verb: str, help_text: str, argument: str, find: Callable[[s
 
 
 retry_command = _request_command("retry", "Queue a failed or held job again, under its id.", "JOB_ID", _job_to_retry)
-cancel_command = _request_command("cancel", "Take a waiting job out of the queue.", "JOB_ID", _job_to_cancel)
+cancel_command = _request_command(
+    "cancel",
+    "Take a job out of the queue; one in training is skipped, and its training taken back.",
+    "JOB_ID",
+    _job_to_cancel,
+)
 promote_command = _request_command(
     "promote", "Publish a checkpoint whatever the judge said (its gate still decides).", "ID", _checkpoint_id
 )
 rewind_command = _request_command(
     "rewind", "Take training back to a checkpoint; later jobs are queued again.", "ID", _checkpoint_id
 )
-pin_command = _request_command("pin", "Keep a checkpoint from being removed.", "ID", _checkpoint_id)
+
+
+@click.command("pin")
+@click.argument("wanted", metavar="ID")
+@click.option("--off", is_flag=True, help="Let it go again: retention decides.")
+@common_options
+def pin_command(wanted: str, off: bool) -> None:
+    """Keep a checkpoint from being removed."""
+    request("pin", _checkpoint_id(wanted), **({"off": True} if off else {}))
 
 
 @click.command("rollback")

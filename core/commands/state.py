@@ -110,15 +110,17 @@ def _queue_line(workspace: Workspace, lanes: dict[str, int]) -> str:
 
 
 def _answers(workspace: Workspace) -> list[str]:
-    """The last requests that were refused or had nothing to do, oldest first."""
+    """The last requests and what came of them, oldest first."""
     doc = read_status(workspace.status_file("control.json")) or {}
-    told = [entry for entry in doc.get("recent") or [] if entry.get("error") or entry.get("note")]
-    return [_answer_line(entry) for entry in told[-_TOLD:]]
+    return [_answer_line(entry) for entry in (doc.get("recent") or [])[-_TOLD:]]
 
 
 def _answer_line(entry: dict[str, Any]) -> str:
     wanted = f" {entry['id']}" if entry.get("id") else ""
-    said = entry.get("error") or entry.get("note")
+    done = "done" if entry.get("effective_at") else "not in effect yet"
+    if entry.get("effective_at") and isinstance(entry.get("step"), int):
+        done += f" at step {entry['step']}"
+    said = entry.get("error") or entry.get("note") or done
     return f"{str(entry.get('seen_at'))[:19]} {entry.get('command')}{wanted}: {said}"
 
 

@@ -87,10 +87,11 @@ class Outcomes:
             self._mark_served(serving)
 
     def _merge_effect(self, checkpoint_id: str) -> None:
+        """The effect a file had is against what served when it was judged: a later look by hand does not change it."""
         checkpoint = self._view.find(checkpoint_id)
         effect = self._judging.metrics(checkpoint_id).get("effect")
         if checkpoint is not None and checkpoint.ends_job and isinstance(effect, dict) and effect:
-            self._update(checkpoint.manifest["jobs"][-1]["job_id"], {"effect": effect})
+            self._update(checkpoint.manifest["jobs"][-1]["job_id"], {"effect": effect}, once=True)
 
     def _mark_served(self, serving: str | None) -> None:
         try:
@@ -108,15 +109,17 @@ class Outcomes:
         """The jobs whose verdict says served, as an earlier daemon left them."""
         return {job.job_id for job in self._context.queue.jobs("done") if _says_served(job)}
 
-    def _update(self, job_id: str, facts: dict[str, Any]) -> bool:
-        """Change a verdict of an ended job. Returns False when it must be tried again."""
+    def _update(self, job_id: str, facts: dict[str, Any], *, once: bool = False) -> bool:
+        """Change a verdict of an ended job; `once`: only what is still empty. Returns False when to be tried again."""
         try:
             job = self._context.queue.find(job_id)
             if job.lane != "done":
                 return job.lane not in ("active", *LANES[:3])
             verdict = job.verdict()
-            if any(verdict.get(key) != value for key, value in facts.items()):
-                job.write_verdict(verdict | facts)
+            new = {key: value for key, value in facts.items() if verdict.get(key) != value}
+            new = {key: value for key, value in new.items() if not (once and verdict.get(key))}
+            if new:
+                job.write_verdict(verdict | new)
                 self._changed(job_id)
         except NotFoundError:
             return True

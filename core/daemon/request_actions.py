@@ -91,10 +91,11 @@ class RequestActions:
         return self._orders.ask("rewind", id=checkpoint.id, reason=str(request.arguments.get("reason") or "asked for"))
 
     def pin(self, request: ControlFile) -> Progress:
-        """Keep a checkpoint whatever retention says."""
+        """Keep a checkpoint whatever retention says; with "off": true no longer."""
         checkpoint = self._catalogue.get(request.arguments["id"])
         path = pins_file(self._context.workspace, self._context.run)
-        write_json(path, {"pinned": sorted(pinned(path) | {checkpoint.id})})
+        kept, this = pinned(path), {checkpoint.id}
+        write_json(path, {"pinned": sorted(kept - this if request.arguments.get("off") is True else kept | this)})
         return Settled({"step": checkpoint.step, "checkpoint": checkpoint.id})
 
     def evaluate(self, request: ControlFile) -> Progress:

@@ -68,7 +68,7 @@ class SnapshotService:
             shutil.rmtree(trash, ignore_errors=True)
         for folder in (workspace.undone_dir, workspace.incomplete_dir):
             for entry in _oldest_first(folder)[:-_KEEP_ASIDE]:
-                logger.info("removing %s", entry.name)
+                logger.debug("removing %s", entry.name)
                 shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
 
     def tick(self, now: float) -> None:
@@ -92,7 +92,8 @@ class SnapshotService:
             logger.warning("checkpoint %s was not removed: %s", gone[0].id, error)
             self._done_for = state
             return
-        self._context.events.emit("checkpoint_removed", f"{gone[0].id} (its manifest stays)", checkpoint=gone[0].id)
+        text = f"weights of {gone[0].id} removed, its manifest stays"
+        self._context.events.emit("checkpoint_removed", text, checkpoint=gone[0].id)
         self._view.refresh()
 
     def _served(self) -> set[str]:

@@ -190,6 +190,16 @@ def test_polls_do_not_move_the_page(sample: SampleRoot, monitor: MonitorThread, 
     assert page.evaluate("window.moved") < 0.05
 
 
+def test_a_list_that_is_cut_says_how_many_more_there_are(
+    sample: SampleRoot, monitor: MonitorThread, page: Page
+) -> None:
+    for number in range(8):
+        sample.job("normal", f"next-{number}.jsonl")
+    opened(page, monitor)
+    expect(page.locator("#waiting li")).to_have_count(7)
+    expect(page.locator("#waiting li").last).to_have_text("and 4 more")
+
+
 def test_old_news_is_called_old(sample: SampleRoot, monitor: MonitorThread, page: Page) -> None:
     opened(page, monitor)
     expect(page.locator("#state")).to_have_text("training")

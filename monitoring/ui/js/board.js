@@ -29,7 +29,7 @@ function build({ id, suites, decision, p_value: p, reason, serving, regressed })
 export function examples({ training }) {
   const rows = (training?.recent_examples ?? []).slice(0, 12).map((example, position) => ({ ...example, position }));
   const score = training?.accuracy_percent;
-  setText($("examples-note"), typeof score === "number" ? `exact ${number(score, 3)} % · loss ${number(training.validation_loss)} · ${number(training.total_evals)} evaluations` : "");
+  setText($("examples-note"), typeof score === "number" ? `${training.evaluated ? `${training.evaluated} · ` : ""}exact ${number(score, 3)} % · loss ${number(training.validation_loss)} · ${number(training.total_evals)} evaluations` : "");
   emptyNote($("examples-empty"), rows.length === 0, "Examples appear with the first evaluation.");
   keyed($("example-rows"), rows, (row) => String(row.position), ({ prompt, golden_answer: expected, model_answer: said, matches }) =>
     h("tr", {}, h("td", { class: "quote", text: prompt }), h("td", { class: "quote", text: expected }), h("td", { class: "quote", text: said }),

@@ -23,7 +23,17 @@ export async function served({ deployment, health, root }) {
     lineageOf = undefined; // asked again with the next news
   }
   emptyNote($("served-empty"), files.length === 0, serving ? "The base model: no file of yours yet." : "A model is served after the first start.");
-  keyed($("served-files"), files.slice(-12).reverse(), (file) => file.job_id, fileRow);
+  keyed($("served-files"), shortened([...files].reverse(), 12, files.length), (file) => file.job_id ?? "more", (file) => (file.more ? moreRow(file) : fileRow(file)));
+}
+
+/** The first `count` rows; what else there is in `total` is counted in a last entry `{more}`. */
+function shortened(rows, count, total) {
+  const shown = rows.slice(0, count);
+  return total > shown.length ? [...shown, { more: total - shown.length }] : shown;
+}
+
+function moreRow({ more }) {
+  return h("li", {}, h("span", { class: "dim", text: `and ${number(more)} more` }));
 }
 
 const LANES = ["checking", "high", "normal", "low", "active", "done", "failed", "held", "rejected"];
@@ -34,8 +44,9 @@ export function lanes({ lanes: counts, waiting }) {
   keyed($("lane-counts"), LANES.map((name) => ({ name, count: counts[name] ?? 0 })), (lane) => lane.name,
     ({ name, count }) => h("li", { class: count ? "" : "none", data: { lane: name } }, h("b", { class: "num", text: number(count) }), h("span", { text: LANE_WORDS[name] ?? name })));
   emptyNote($("waiting-empty"), waiting.length === 0, "Nothing waits.");
-  keyed($("waiting"), waiting.slice(0, 6).map(({ job_id, file, rows }) => ({ job_id, file, rows })), (job) => job.job_id,
-    ({ job_id: id, file, rows }) => h("li", {}, jobLink(id, file), h("span", { class: "dim num", text: plural(rows, "row") })));
+  const next = shortened(waiting.map(({ job_id, file, rows }) => ({ job_id, file, rows })), 6, ["high", "normal", "low"].reduce((sum, lane) => sum + (counts[lane] ?? 0), 0));
+  keyed($("waiting"), next, (job) => job.job_id ?? "more",
+    ({ job_id: id, file, rows, more }) => more ? moreRow({ more }) : h("li", {}, jobLink(id, file), h("span", { class: "dim num", text: plural(rows, "row") })));
 }
 
 export function ignored({ ignored: files, ignored_total: total }) {

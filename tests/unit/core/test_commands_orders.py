@@ -98,6 +98,12 @@ def test_a_request_names_the_checkpoint_in_full(workspace: Workspace) -> None:
     assert control_files(workspace) == {verb: {"id": best.id} for verb in ("promote", "rewind", "pin", "evaluate")}
 
 
+def test_a_pin_can_be_taken_back(workspace: Workspace) -> None:
+    best = working_day(workspace).catalogue.committed()[-1]
+    assert main(["pin", best.id, "--off", "--root", str(workspace.root)]) == 0
+    assert control_files(workspace) == {"pin": {"id": best.id, "off": True}}
+
+
 def test_an_unknown_checkpoint_writes_nothing(workspace: Workspace) -> None:
     working_day(workspace)
     assert main(["promote", "999", "--root", str(workspace.root)]) == 2

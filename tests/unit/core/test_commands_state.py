@@ -49,6 +49,16 @@ def test_status_for_a_person_names_file_step_reason_and_what_is_served(sample: S
         assert part in shown
 
 
+def test_checkpoints_name_the_one_that_serves_and_those_pinned(sample: SampleRoot, capsys: Capture) -> None:
+    kept, serving = (checkpoint.id for checkpoint in sample.catalogue.committed()[1:])
+    (sample.ws.run_dir("main") / "pins.json").write_text(json.dumps({"pinned": [kept]}))
+    doc = ask(capsys, sample, "checkpoints")
+    assert (doc["pinned"], doc["serving"]) == ([kept], [serving])
+    ends = [line.split()[-1] for line in read(capsys, sample, "checkpoints").splitlines()]
+    assert ends[2:] == ["pinned", "serving"]
+    assert read(capsys, sample, "checkpoints", kept).splitlines()[-2].split() == ["kept", "as", "pinned"]
+
+
 def test_status_names_a_file_that_waits_for_its_sidecar_and_since_when(sample: SampleRoot, capsys: Capture) -> None:
     waiting = {"file": "q.csv", "job_id": "x", "for": "its sidecar q.csv.meta.json", "since": "2026-01-02T03:04:05.0Z"}
     sample.status("daemon", ask(capsys, sample, "status")["daemon"] | {"inbox": {"waiting": [waiting]}})
@@ -57,19 +67,21 @@ def test_status_names_a_file_that_waits_for_its_sidecar_and_since_when(sample: S
     )
 
 
-def test_status_counts_refused_files_and_repeats_the_last_refused_requests(sample: SampleRoot, capsys: Capture) -> None:
+def test_status_counts_refused_files_and_says_what_came_of_requests(
+    sample: SampleRoot, capsys: Capture
+) -> None:
     plain = {"seen_at": stamp(50), "effective_at": stamp(49), "id": None, "error": None, "note": None}
     refused = {"error": "job x is done (fix: retry takes failed and held jobs)"}
     recent = [plain | {"command": "promote", "id": f"{n}-aaaa", "error": f"no checkpoint {n}"} for n in (7, 8)]
-    recent += [plain | {"command": "skip", "note": "no job was active"}, plain | {"command": "checkpoint"}]
+    recent += [plain | {"command": "skip", "note": "no job was active"}, plain | {"command": "checkpoint", "step": 12}]
     recent += [plain | {"command": "retry", "id": "x", "seen_at": "2026-01-02T03:04:05.0Z"} | refused]
     sample.status("control", {**recent[-1], "recent": recent})
     shown = read(capsys, sample, "status")
     assert "rejected 2" in shown
     told = [line.removeprefix("asked    ") for line in shown.splitlines() if line.startswith("asked")]
     assert [line.split(" ", 1)[1] for line in told[:2]] == [
-        "promote 8-aaaa: no checkpoint 8",
         "skip: no job was active",
+        "checkpoint: done at step 12",
     ]
     assert told[2] == "2026-01-02T03:04:05 retry x: job x is done (fix: retry takes failed and held jobs)"
 

@@ -255,6 +255,10 @@ def test_effect_and_served_reach_the_verdicts(rig: Rig) -> None:
     rig.finish()
     assert first.verdict()["effect"] == effect
     assert first.verdict()["served"] is False
+    rig.judging.judged.append(one.id)  # as after an evaluation by hand, against what serves by then
+    rig.judge_says(one, "keep", effect={"incoming": {"before": 0.5, "after": 1.0, "delta": 0.5, "ci95": [0.4, 0.6]}})
+    rig.tick()
+    assert first.verdict()["effect"] == effect
     two = commit(rig.workspace, 20, [ended(second.job_id)])
     rig.serve(two)
     rig.tick(3.0)

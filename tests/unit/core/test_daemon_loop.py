@@ -203,6 +203,9 @@ def test_a_pin_a_rewind_and_a_suite_are_carried_out(rig: Rig) -> None:
     (control / "pin-1.json").write_text('{"id": "checkpoint-0"}')
     rig.tick()
     assert json.loads((rig.workspace.run_dir("main") / "pins.json").read_text()) == {"pinned": [base.id]}
+    (control / "pin-2.json").write_text('{"id": "checkpoint-0", "off": true}')
+    rig.tick()
+    assert json.loads((rig.workspace.run_dir("main") / "pins.json").read_text()) == {"pinned": []}
     (control / "rewind-1.json").write_text('{"id": "0"}')
     rig.tick(times=2)
     order = json.loads(rig.workspace.status_file("orders.json").read_text())
