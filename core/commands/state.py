@@ -78,6 +78,7 @@ def _show_status(workspace: Workspace, doc: dict[str, Any]) -> None:
             *_inbox_facts(lying),
             ("queue", _queue_line(workspace, daemon.get("queue") or {})),
             ("training", _training_line(training, daemon)),
+            *([("judging", daemon["judging"])] if daemon.get("judging") and not ended else []),
             ("serving", _serving_line(deployment, stopped=ended)),
         ]
     )

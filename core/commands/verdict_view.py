@@ -12,6 +12,8 @@ from core.paths import display_name
 
 _TOLD_ELSEWHERE = ("file", "state", "code", "message", "fix", "schema", "issues", "mask", "tokens", "audit")
 _LINES_SHOWN = 5
+_SERVED = "which is served, or a later one made from it"
+_NOT_SERVED = "not served: dropforge status says what is judged now, dropforge leaderboard what was decided"
 
 
 def show_verdict(verdict: dict[str, Any]) -> None:
@@ -22,6 +24,8 @@ def show_verdict(verdict: dict[str, Any]) -> None:
         say(f"  {verdict['message']}")
     if verdict["fix"]:
         say(f"  fix: {verdict['fix']}")
+    if verdict["checkpoint"]:
+        say(f"  in checkpoint {verdict['checkpoint']}, {_SERVED if verdict['served'] else _NOT_SERVED}")
     for issue in verdict["issues"]:
         lines = ", ".join(str(n) for n in issue["examples"][:_LINES_SHOWN])
         say(f"  {issue['severity']}: {issue['code']} x{issue['count']}" + (f" (lines {lines})" if lines else ""))

@@ -45,6 +45,9 @@ def test_status_holds_the_three_documents(sample: SampleRoot, capsys: Capture) -
 
 def test_status_for_a_person_names_file_step_reason_and_what_is_served(sample: SampleRoot, capsys: Capture) -> None:
     shown = read(capsys, sample, "status")
+    assert "judging" not in shown
+    sample.status("daemon", ask(capsys, sample, "status")["daemon"] | {"judging": "612-aaaa"})
+    assert "judging   612-aaaa\n" in read(capsys, sample, "status")
     for part in ("dialogues-0412.jsonl", "step 612 of 879", "notes.txt", sample.catalogue.committed()[-1].id):
         assert part in shown
 
@@ -67,9 +70,7 @@ def test_status_names_a_file_that_waits_for_its_sidecar_and_since_when(sample: S
     )
 
 
-def test_status_counts_refused_files_and_says_what_came_of_requests(
-    sample: SampleRoot, capsys: Capture
-) -> None:
+def test_status_counts_refused_files_and_says_what_came_of_requests(sample: SampleRoot, capsys: Capture) -> None:
     plain = {"seen_at": stamp(50), "effective_at": stamp(49), "id": None, "error": None, "note": None}
     refused = {"error": "job x is done (fix: retry takes failed and held jobs)"}
     recent = [plain | {"command": "promote", "id": f"{n}-aaaa", "error": f"no checkpoint {n}"} for n in (7, 8)]
@@ -362,3 +363,10 @@ def test_a_long_name_is_shortened_for_people_and_whole_for_programs(sample: Samp
     assert "n-part-7.jsonl" in shown
     assert max(len(line) for line in shown.splitlines()) < 160
     assert name in [job["file"] for job in ask(capsys, sample, "jobs")["jobs"]]
+
+
+def test_a_job_says_which_checkpoint_holds_it_and_whether_that_is_served(sample: SampleRoot, capsys: Capture) -> None:
+    kept, best = (checkpoint.id for checkpoint in sample.catalogue.committed()[1:])
+    assert f"in checkpoint {best}, which is served" in read(capsys, sample, "jobs", "leftshift-train.jsonl")
+    assert f"in checkpoint {kept}, not served" in read(capsys, sample, "jobs", "greetings.jsonl")
+    assert "in checkpoint" not in read(capsys, sample, "jobs", "broken.jsonl")
