@@ -16,6 +16,10 @@ WAITING_LANES = ("high", "normal", "low")
 ENDED_LANES = ("done", "failed", "held")
 LANES = (*WAITING_LANES, "active", *ENDED_LANES)
 CLAIM_FOLDER = ".claim"  # in the inbox: files that are being checked
+# Tells what a daemon starts which file to take the configuration from: its own copy of what it holds. Its children
+# would part from it otherwise, when config.json is edited to something it refused. No DROPFORGE_ prefix: those are
+# settings.
+HELD_CONFIG_VARIABLE = "_DROPFORGE_HELD_CONFIG"
 
 
 def builtin_config() -> Path:
@@ -28,13 +32,16 @@ def builtin_config() -> Path:
 def find_root(cli_root: Path | None = None, env: Mapping[str, str] | None = None) -> Path:
     """Return the root: `--root`, else `$DROPFORGE_ROOT`, else the nearest parent that holds config.json.
 
+    A child of a daemon takes the root it is given, config.json or not: the daemon holds a copy.
+
     Raises:
         ConfigError: no such folder, or none of them holds a config.json.
     """
-    named = cli_root or (env if env is not None else os.environ).get("DROPFORGE_ROOT")
+    environment = env if env is not None else os.environ
+    named = cli_root or environment.get("DROPFORGE_ROOT")
     if named:
         root = Path(named).absolute()
-        if (root / "config.json").is_file():
+        if (root / "config.json").is_file() or HELD_CONFIG_VARIABLE in environment:
             return root
         raise ConfigError("there is no config.json here", where=str(root), fix=f"dropforge init {root}")
     here = Path.cwd()
@@ -80,6 +87,11 @@ class Workspace:
     @property
     def config_file(self) -> Path:
         return self.root / "config.json"
+
+    @property
+    def held_config_file(self) -> Path:
+        """The daemon's copy of the config.json that holds: the last one it took."""
+        return self.status_file("last_good_config.json")
 
     @property
     def hosts_file(self) -> Path:

@@ -1,6 +1,6 @@
 """The settings of a root: config.json < environment < `--set`, checked against a closed schema (beside all arrows).
 
-Reads    config.json, DROPFORGE_<SECTION>__<KEY>, `--set section.key=value`
+Reads    config.json (what a daemon starts: its copy of it), DROPFORGE_<SECTION>__<KEY>, `--set section.key=value`
 Format   config/schemas/config.schema.json: the one list of keys, defaults, ranges and descriptions
 Errors   ConfigError naming the JSON path, the value and the nearest known key
 """
@@ -17,9 +17,9 @@ from typing import Any  # a configuration is JSON before it is checked
 import jsonschema_rs
 import msgspec
 
-from core.atomic import read_json
+from core.atomic import parse_json, read_json
 from core.errors import ConfigError, JsonError, StorageError
-from core.paths import Workspace, schema_file
+from core.paths import HELD_CONFIG_VARIABLE, Workspace, schema_file
 
 ENV_PREFIX = "DROPFORGE_"
 _NOT_SETTINGS = {"DROPFORGE_ROOT"}
@@ -201,27 +201,43 @@ class Settings:
 
 
 def load_settings(
-    workspace: Workspace, overrides: Sequence[str] = (), env: Mapping[str, str] | None = None
+    workspace: Workspace,
+    overrides: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+    *,
+    text: bytes | None = None,
 ) -> Settings:
-    """Merge and check the configuration of a root.
+    """Merge and check the configuration of a root; in what a daemon started, the one that the daemon holds.
 
     Args:
         overrides: `section.key=value` strings of `--set`, the strongest. env: defaults to the process environment.
+        text: what config.json said when somebody read it, to check that and not what it says by now.
 
     Raises:
         ConfigError: unreadable, unknown key, wrong type or range; says the JSON path, the value and the fix.
     """
-    config_file = workspace.config_file
-    try:
-        document = read_json(config_file)
-    except (JsonError, StorageError) as error:
-        raise ConfigError(error.message, where=error.where or str(config_file), fix=f"mend {config_file}") from error
     environment = os.environ if env is None else env
-    sources = Sources(str(config_file))
-    for path, text, source in _environment(environment) + [_override(item) for item in overrides]:
-        _assign(document, path, text, source)
+    held = environment.get(HELD_CONFIG_VARIABLE) if text is None else None
+    if held:
+        document = _document(Path(held), "dropforge stop, then dropforge up writes it again")
+    else:
+        document = _document(workspace.config_file, f"mend {workspace.config_file}", text)
+    sources = Sources(str(workspace.config_file))
+    for path, value, source in _environment(environment) + [_override(item) for item in overrides]:
+        _assign(document, path, value, source)
         sources.said[".".join(path)] = source
     return _checked(document, sources)
+
+
+def _document(file: Path, fix: str, text: bytes | None = None) -> dict[str, Any]:
+    """What a configuration file says, not checked yet. Raises ConfigError."""
+    try:
+        document = read_json(file) if text is None else parse_json(text, str(file))
+    except (JsonError, StorageError) as error:
+        raise ConfigError(error.message, where=error.where or str(file), fix=fix) from error
+    if not isinstance(document, dict):
+        raise ConfigError("the document is not a JSON object", where=str(file), fix=fix)
+    return document
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,8 +248,10 @@ class Sources:
     said: dict[str, str] = field(default_factory=dict)
 
     def of(self, path: str) -> str:
-        """Who said the value at a dotted path."""
-        return next((s for key, s in self.said.items() if f"{path}.".startswith(f"{key}.")), self.file)
+        """Who said the value at a dotted path; of a section, the first that said something in it."""
+        above = (s for key, s in self.said.items() if f"{path}.".startswith(f"{key}."))
+        below = (s for key, s in self.said.items() if key.startswith(f"{path}."))
+        return next(above, next(below, self.file))
 
 
 def settings_from(document: Mapping[str, Any], where: str) -> Settings:

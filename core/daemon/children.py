@@ -1,11 +1,14 @@
-"""How trainer, judge and publisher are started: one place for argv and environment (beside all arrows)."""
+"""How trainer, judge and publisher are started: one place for argv and environment (beside all arrows).
+
+They load the configuration that the daemon holds, never config.json, which may say by now what was refused.
+"""
 
 import os
 import sys
 from collections.abc import Mapping, Sequence
 
 from core.daemon.supervisor import Child, ChildSpec, Restart, Supervisor
-from core.paths import Workspace
+from core.paths import HELD_CONFIG_VARIABLE, Workspace
 
 # A torch team that spins while it waits starves its neighbours: with both cores busy elsewhere, a training step on
 # two threads took 143-500 ms where one that sleeps took 33-69 ms (docs/log.md, "Threads").
@@ -21,7 +24,8 @@ class Children:
     def __init__(self, workspace: Workspace, overrides: Sequence[str], supervisor: Supervisor) -> None:
         self._workspace = workspace
         self._supervisor = supervisor
-        self.environment = {**SHARED_CPU, **overrides_as_environment(overrides)}
+        held = {HELD_CONFIG_VARIABLE: str(workspace.held_config_file)}
+        self.environment = {**SHARED_CPU, **overrides_as_environment(overrides), **held}
 
     def __getitem__(self, name: str) -> Child:
         return self._supervisor[name]

@@ -93,6 +93,10 @@ class Judging:
         self._asked.append(errand)
         return errand
 
+    def config_changed(self) -> None:
+        """Another configuration holds: what could not be judged is tried again."""
+        self._given_up.clear()
+
     # --- one turn -------------------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> None:

@@ -132,6 +132,7 @@ class Daemon:
         force = p.signals.take_reload()
         if p.context.config.tick(now, p.context.events, force=force) or force:
             name_unbuilt(p.context)
+            p.judging.config_changed()
             if p.trainer is not None:
                 p.trainer.config_changed()
 

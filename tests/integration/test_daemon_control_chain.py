@@ -1,7 +1,8 @@
-"""Control files against a real trainer: pause, go on, commit now, skip, retry, stop, resume, cancel, rewind."""
+"""Against a real trainer: pause, go on, commit, skip, retry, stop, resume, cancel, rewind; an edit that is refused."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -141,3 +142,20 @@ def test_every_command_does_what_it_says_to_a_real_trainer(chain: Chain) -> None
     chain.wait(lambda: chain.queue.jobs("done") == [], 60, "the job to leave done/")
     chain.training(beyond=0)
     assert chain.queue.active() == Job(second.job_id, "active", chain.workspace.lane("active") / second.job_id)
+
+
+@pytest.mark.slow
+def test_a_trainer_started_after_another_run_was_refused_goes_on_in_the_run_that_holds(chain: Chain) -> None:
+    workspace, good = chain.workspace, chain.workspace.config_file.read_text()
+    chain.drop("a.jsonl")
+    chain.start()
+    chain.training(beyond=3)
+    workspace.config_file.write_text(good.replace('"run": "main"', '"run": "second"'))
+    chain.wait(lambda: "config_refused" in workspace.status_file("events.jsonl").read_text(), 30, "the refusal")
+    assert chain.queue.active() is not None
+    os.kill(chain.says("daemon")["children"]["trainer"]["pid"], signal.SIGKILL)
+    chain.only("done")
+    assert not workspace.run_dir("second").exists()
+    workspace.config_file.write_text(good)
+    verify = [sys.executable, "-m", "core.cli", "--root", str(workspace.root), "verify"]
+    assert "ok: every promise is kept" in subprocess.run(verify, capture_output=True, text=True, check=True).stdout

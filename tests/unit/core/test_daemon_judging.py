@@ -200,6 +200,9 @@ def test_a_judge_that_fails_three_times_is_given_up_and_named(rig: Rig) -> None:
     assert rig.judging.at_rest(rig.clock())
     events = rig.workspace.status_file("events.jsonl").read_text()
     assert '"kind": "judge_failed"' in events
+    rig.judging.config_changed()
+    rig.tick()
+    assert rig.running() is not None, "another configuration: it is tried again"
 
 
 def test_without_a_server_judging_waits_for_the_grace_only(rig: Rig) -> None:

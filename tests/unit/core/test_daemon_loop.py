@@ -12,9 +12,9 @@ import pytest
 from core.daemon import __main__ as entry
 from core.daemon.loop import Daemon
 from core.daemon.supervisor import Supervisor
-from core.paths import Workspace
+from core.paths import HELD_CONFIG_VARIABLE, Workspace
 from core.status import write_status
-from daemon_rig import FakeSpawn, InlineWorker, commit, make_context
+from daemon_rig import FakeSpawn, InlineWorker, commit, ended, make_context
 
 
 class Rig:
@@ -144,6 +144,34 @@ def test_sigusr1_asks_for_a_commit_and_sighup_for_the_configuration(rig: Rig) ->
     rig.parts.signals.note(signal.SIGHUP)
     rig.tick()
     assert rig.context.settings.inbox.allow_duplicates
+
+
+def test_config_json_put_back_as_it_was_frees_trainer_and_judge(rig: Rig) -> None:
+    commit(rig.workspace, 0)
+    commit(rig.workspace, 10, [ended("20260101T000000000001Z-abcdef")])
+    (rig.workspace.inbox / "a.jsonl").write_text("row\n")
+    rig.tick(times=3)
+    good = rig.workspace.config_file.read_text()
+    rig.workspace.config_file.write_text(good[:5])
+    rig.tick(1.1)
+    rig.spawn.last("trainer").code = rig.spawn.last("judge").code = 2
+    rig.tick(times=2)
+    assert rig.says()["state"] == "blocked"
+    assert (rig.spawn.names().count("trainer"), rig.spawn.names().count("judge")) == (1, 1)
+    rig.workspace.config_file.write_text(good)
+    rig.tick(1.1, times=2)
+    assert rig.says()["state"] == "idle"
+    assert (rig.spawn.names().count("trainer"), rig.spawn.names().count("judge")) == (2, 2)
+
+
+def test_whatever_the_daemon_starts_is_told_to_load_what_the_daemon_holds(rig: Rig) -> None:
+    (rig.workspace.inbox / "a.jsonl").write_text("row\n")
+    rig.server = ({"serving": None, "previous": None, "checkpoints": []}, None)
+    commit(rig.workspace, 0)
+    rig.tick(1.1, times=4)
+    assert set(rig.spawn.names()) == {"trainer", "publisher", "audits"}
+    told = {process.spec.env.get(HELD_CONFIG_VARIABLE) for process in rig.spawn.processes}
+    assert told == {str(rig.workspace.held_config_file)}
 
 
 def test_nothing_is_claimed_while_stopping(rig: Rig) -> None:

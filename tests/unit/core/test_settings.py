@@ -3,7 +3,7 @@ import json
 import pytest
 
 from core.errors import ConfigError
-from core.paths import Workspace
+from core.paths import HELD_CONFIG_VARIABLE, Workspace, find_root
 from core.settings import config_schema, load_settings, settings_from
 
 OLDER_FRAGMENT = {
@@ -107,6 +107,7 @@ def test_the_fingerprint_changes_with_any_value_and_with_nothing_else(workspace:
     [
         ("monitor.ports=9180", r"--set monitor\.ports=9180: .*write it like monitor\.ports=\[8080\]"),
         ("inference.prt=9865", r"--set inference\.prt=9865: unknown key inference\.prt.*inference\.port"),
+        ("hyperprams.epochs=3", r"--set hyperprams\.epochs=3: unknown key hyperprams .*hyperparams"),
     ],
 )
 def test_a_bad_option_is_blamed_and_not_the_file(workspace: Workspace, override: str, says: str) -> None:
@@ -117,3 +118,20 @@ def test_a_bad_option_is_blamed_and_not_the_file(workspace: Workspace, override:
 def test_a_bad_variable_is_blamed_and_not_the_file(workspace: Workspace) -> None:
     with pytest.raises(ConfigError, match="variable DROPFORGE_TRAINER__SEED"):
         load_settings(workspace, env={"DROPFORGE_TRAINER__SEED": "-1"})
+    with pytest.raises(ConfigError, match="variable DROPFORGE_HYPERPRAMS__EPOCHS: unknown key hyperprams"):
+        load_settings(workspace, env={"DROPFORGE_HYPERPRAMS__EPOCHS": "2"})
+
+
+@pytest.mark.parametrize("text", ['{"run": "second"}', "{", None])
+def test_what_a_daemon_started_loads_what_the_daemon_holds(workspace: Workspace, text: str | None) -> None:
+    workspace.held_config_file.write_text('{"run": "main", "trainer": {"seed": 4}}')
+    workspace.config_file.unlink() if text is None else workspace.config_file.write_text(text)
+    env = {HELD_CONFIG_VARIABLE: str(workspace.held_config_file), "DROPFORGE_HYPERPARAMS__EPOCHS": "3"}
+    held = load_settings(workspace, ["inbox.settle_s=1"], env)
+    assert (held.run, held.trainer.seed, held.hyperparams.epochs, held.inbox.settle_s) == ("main", 4, 3, 1)
+    assert find_root(workspace.root, env) == workspace.root
+
+
+def test_a_held_configuration_that_is_gone_is_never_replaced_by_config_json(workspace: Workspace) -> None:
+    with pytest.raises(ConfigError, match=r"last_good_config\.json.*fix: dropforge stop"):
+        load_settings(workspace, env={HELD_CONFIG_VARIABLE: str(workspace.held_config_file)})
