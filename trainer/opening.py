@@ -42,7 +42,9 @@ def open_job(run: Run, job: Job, settings: Settings) -> JobTraining:
     _refuse_changed(job, verdict["sha256"])
     cache = token_cache_of(job, settings, run.workspace, run.encoder)
     if len(cache) != verdict["rows_train"]:
-        raise DataError(f"{len(cache)} training rows, the verdict says {verdict['rows_train']}", where=verdict["file"])
+        what = f"{len(cache)} training rows, the verdict says {verdict['rows_train']}"
+        fix = f"dropforge retry {job.job_id}: the gates count the rows again"
+        raise DataError(what, where=verdict["file"], fix=fix)
     trainer = settings.trainer
     rows = JobRows(
         job.job_id,

@@ -99,6 +99,8 @@ def _prepare(context: Context) -> None:
     context.config.keep_copy()
     for job_id in finish_moves(context.queue):
         context.events.emit("job_finished_late", "its verdict was final, its move was not", job_id=job_id)
+    for job_id in ClaimDesk(context.workspace, context.queue).take_back_from_other_runs(context.run):
+        context.events.emit("job_checked_again", f"it was let in for a run other than {context.run}", job_id=job_id)
     name_unbuilt(context)
 
 

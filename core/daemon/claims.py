@@ -236,22 +236,52 @@ class ClaimDesk:
         self._queue.put(claim.folder, "failed")
 
     def back_to_claim(self, job: Job) -> Claim:
-        """Retry: take an ended job back, under its own id, as if it had just been claimed.
+        """Take a job back, under its own id, as if it had just been claimed.
 
-        Side effects: its verdict and its token cache are removed before the rename; a crash in between is finished by
-        asking again.
+        Side effects: its verdict, its copy of the settings and its token cache are removed before the rename; a crash
+        in between is finished by asking again.
         """
         data = job.data_file
         origin = read_status(job.folder / ORIGIN_FILE) or {}
         lane = origin.get("lane") if origin.get("lane") in WAITING_LANES else "normal"
         shutil.rmtree(job.tokens_folder, ignore_errors=True)
         audit_file(self._workspace, job.job_id).unlink(missing_ok=True)  # it is audited again
+        job.settings_file.unlink(missing_ok=True)
         (job.folder / VERDICT_FILE).unlink(missing_ok=True)
         fsync_dir(job.folder)
         folder = self._workspace.claim_dir / job.job_id
         rename_durable(job.folder, folder)
         received = str(origin.get("received_at") or iso_now())
         return Claim(job.job_id, folder, folder / data.name, str(lane), received)
+
+    def take_back_from_other_runs(self, run: str) -> list[str]:
+        """At the start, before a trainer runs: what was let in for another run goes through the gates again.
+
+        Which rows are held out, and how long each row is, a verdict says for one run and its tokenizer. A job without
+        a verdict is one that an earlier call was taking back. Returns the ids. Raises StorageError.
+        """
+        for folder in self._workspace.claim_dir.iterdir():
+            if is_job_id(folder.name) and _let_in_for(Job(folder.name, "claim", folder)) not in (run, "", None):
+                (folder / VERDICT_FILE).unlink()  # `recover` would send it on to its lane
+        jobs = [job for lane in (*WAITING_LANES, "active") for job in self._queue.jobs(lane)]
+        taken = []
+        for job in jobs:
+            if _let_in_for(job) in (run, None):
+                continue
+            try:
+                self.back_to_claim(job)
+            except DataError as error:  # the trainer refuses it with the reason
+                logger.error("not checked again for run %s: %s", run, error)
+            else:
+                taken.append(job.job_id)
+        return taken
+
+
+def _let_in_for(job: Job) -> str | None:
+    """The run whose gates let a job in, "" without a verdict, None for one that does not say."""
+    if not (job.folder / VERDICT_FILE).exists():
+        return ""
+    return (read_status(job.folder / VERDICT_FILE) or {}).get("run")
 
 
 def _remove_if_empty(folder: Path) -> bool:

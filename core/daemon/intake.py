@@ -226,6 +226,7 @@ class Intake:
         """Fill in what the daemon knows: id, name, times, and whether these bytes were here before."""
         claim, verdict = answer.claim, answer.verdict
         verdict |= {"job_id": claim.job_id, "file": _name(claim), "received_at": claim.received_at}
+        verdict["run"] = self._context.run
         if verdict["state"] == "queued" and not self._context.settings.inbox.allow_duplicates:
             first = self._known.first(verdict.get("sha256"), claim.job_id)
             if first is not None:

@@ -30,6 +30,7 @@ from core.validation.specs import DatasetSpec, load_specs
 from core.validation.token_cache import HASH_DTYPE, TokenCache, TokenCacheWriter
 
 _BATCH = 256
+_MEASURE_AGAIN = "dropforge retry JOB_ID: the gates measure the file again"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,13 +68,12 @@ class JobRows:
             raise DataError(f"the verdict names no known spec ({name})", where=str(job.folder))
         data, spec = job.data_file, specs[name]
         columns = read_sidecar(job.sidecar_file).columns
-        held_out_file = workspace.incoming_dir(run) / f"{job.job_id}.jsonl"
         aside_file = data.with_name(data.name + SET_ASIDE_SUFFIX)
         return cls(
             data,
             spec,
             spec.columns if columns is None else columns,
-            read_held_out_file(held_out_file) if held_out_file.is_file() else frozenset(),
+            held_out_of(workspace, run, job.job_id),
             _row_numbers(aside_file) if os.path.isfile(aside_file) else frozenset(),
         )
 
@@ -97,6 +97,12 @@ class JobRows:
                     place = f"{self.data_file}:{line}"
                     raise DataError(f"the row is not {self.spec.name} any more", where=place) from error
                 yield number, line, row_sha256(row), row
+
+
+def held_out_of(workspace: Workspace, run: str, job_id: str) -> Collection[bytes]:
+    """The hashes of the rows of a job that a run holds out. Raises OSError; ValueError for a damaged line."""
+    file = workspace.incoming_dir(run) / f"{job_id}.jsonl"
+    return read_held_out_file(file) if file.is_file() else frozenset()
 
 
 def _row_numbers(file: Path) -> frozenset[int]:
@@ -159,7 +165,8 @@ def _encode_into(writer: TokenCacheWriter, audit: LabelAudit, todo: list[tuple[i
     good: list[Encoded] = []
     for (number, _, _), encoded in zip(todo, encoded_rows, strict=True):
         if isinstance(encoded, RowProblem):
-            raise DataError(encoded.message, where=f"row {number + 1}", fix=encoded.fix or "")
+            fix = f"{encoded.fix}, then {_MEASURE_AGAIN}" if encoded.fix else _MEASURE_AGAIN
+            raise DataError(encoded.message, where=f"row {number + 1}", fix=fix)
         good.append(encoded)
     writer.extend(good, [number for number, _, _ in todo], [digest for _, digest, _ in todo])
 

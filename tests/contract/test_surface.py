@@ -162,7 +162,8 @@ def test_file_then_environment_then_set(workspace: Workspace) -> None:
 
 def test_a_verdict_has_the_contracts_keys() -> None:
     assert [*new_verdict()] == VERDICT.split()
-    later = {"mask", "audit"}  # what the gates show of the first rows; what the background child adds once it is known
+    # What the gates show of the first rows, the run they checked them for, what the background child finds out later.
+    later = {"mask", "run", "audit"}
     assert {*new_verdict()} | later == {*json.loads(schema_file("verdict").read_text())["properties"]}
 
 

@@ -66,7 +66,7 @@ class Farm:
         }
         path = self.folder / "verdict.json"
         old = json.loads(path.read_text()) if path.exists() else facts
-        path.write_text(json.dumps(new_verdict(**(old | known))))
+        path.write_text(json.dumps(new_verdict() | old | known))
 
     def commit(self, step: int, parent: Checkpoint | None, passes: list[Pass], total: int) -> Checkpoint:
         staged = self.catalogue.stage(step)
@@ -246,3 +246,62 @@ def test_a_verdict_that_claims_other_counts_than_record_and_file_is_found(farm: 
     assert "the verdict says 99 row passes, the records hold 18" in farm.problems()
     farm.verdict(training={"rows_trained": 18}, rows_train=8, rows_held_out=2)
     assert "the file gives rows_train 9, the verdict says 8" in farm.problems()
+
+
+@pytest.fixture
+def moved(farm: Farm) -> Farm:
+    """A job half trained in run `main` whose file was checked again for run `second`, and trained there to its end."""
+    farm.commit(1, farm.catalogue.committed()[0], all_passes(farm.job_id)[:5], 5)
+    incoming = farm.ws.incoming_dir("second")
+    incoming.mkdir(parents=True)
+    rows = farm.ws.incoming_dir("main") / f"{farm.job_id}.jsonl"
+    (incoming / rows.name).write_bytes(rows.read_bytes())
+    farm.catalogue = Catalogue(farm.ws, "second")
+    farm.commit(0, None, [], 0)
+    farm.verdict(run="second")
+    return farm
+
+
+def problems_after_the_move(farm: Farm) -> list[str]:
+    found: list[str] = verify(farm.ws, "second")["problems"]
+    return found
+
+
+def test_a_job_half_trained_in_one_run_and_trained_from_its_start_in_the_next_is_ok(moved: Farm) -> None:
+    moved.train(all_passes(moved.job_id))
+    doc = verify(moved.ws, "second")
+    assert doc["problems"] == []
+    assert (doc["files"][0]["rows_trained"], doc["files"][0]["epochs"]) == (18, 2)
+    assert verify(moved.ws, "second", moved.catalogue.committed()[-1].id)["ok"]
+    assert verify(moved.ws, "main", Catalogue(moved.ws, "main").committed()[-1].id)["ok"]
+
+
+def test_a_job_that_waits_for_the_next_run_may_stand_half_trained_in_the_last(moved: Farm) -> None:
+    moved.folder.rename(moved.ws.lane("normal") / moved.job_id)
+    moved.folder = moved.ws.lane("normal") / moved.job_id
+    moved.verdict(state="queued", training=None)
+    assert problems_after_the_move(moved) == []
+
+
+def test_a_double_pass_inside_one_run_is_found_whichever_it_is(moved: Farm) -> None:
+    passes = all_passes(moved.job_id)
+    moved.train([*passes, passes[0]], total=18)
+    assert any("trained more than once in an epoch: 1 rows" in problem for problem in problems_after_the_move(moved))
+    moved.catalogue = Catalogue(moved.ws, "main")
+    moved.commit(2, moved.catalogue.committed()[-1], passes[4:6], 7)
+    assert any("in run main: trained more than once in an epoch" in one for one in problems_after_the_move(moved))
+
+
+def test_half_of_a_job_behind_which_its_run_went_on_is_found(moved: Farm) -> None:
+    moved.train(all_passes(moved.job_id))
+    moved.catalogue, ours = Catalogue(moved.ws, "main"), moved.job_id
+    moved.job_id = new_job_id(ours)
+    moved.commit(2, moved.catalogue.committed()[-1], [(moved.job_id, 0, 0, digest(0))], 1)
+    assert any("in run main: only 5 of 18 row passes were trained" in one for one in problems_after_the_move(moved))
+
+
+def test_a_row_that_the_run_before_held_out_and_trained_is_found(moved: Farm) -> None:
+    moved.train(all_passes(moved.job_id))
+    moved.catalogue = Catalogue(moved.ws, "main")
+    moved.commit(2, moved.catalogue.committed()[-1], [(moved.job_id, 3, 0, digest(3))], 6)
+    assert any("in run main: held out, yet trained: 1 rows (first: 3)" in one for one in problems_after_the_move(moved))

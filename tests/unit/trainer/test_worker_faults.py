@@ -250,3 +250,22 @@ def test_a_held_out_loss_that_is_not_finite_fails_the_job_and_takes_its_training
     assert (verdict["state"], verdict["code"]) == ("failed", "non_finite_loss")
     assert "held-out loss nan after epoch 1" in verdict["message"]
     assert (farm.head().step, worker.run.state.step) == (0, 0)
+
+
+def test_a_file_that_no_longer_gives_the_rows_of_its_verdict_fails_with_the_way_back_to_the_gates(
+    make_farm: MakeFarm,
+) -> None:
+    farm = make_farm()
+    counted, measured = farm.drop(chats(6)), farm.drop(chats(4, first=40))
+    counted.write_verdict(counted.verdict() | {"rows_train": 5})
+    worker = farm.worker()
+    worker.tick()
+    verdict = farm.queue.find(counted.job_id).verdict()
+    assert (verdict["state"], verdict["fix"].partition(":")[0]) == ("failed", f"dropforge retry {counted.job_id}")
+    config = json.loads(farm.workspace.config_file.read_text())
+    config["hyperparams"]["max_length"] = 8
+    farm.workspace.config_file.write_text(json.dumps(config))
+    farm.train(worker)
+    verdict = farm.queue.find(measured.job_id).verdict()
+    assert (verdict["state"], "max_length, or set validation.too_long" in verdict["fix"]) == ("failed", True)
+    assert ", then dropforge retry JOB_ID" in verdict["fix"]
