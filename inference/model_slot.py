@@ -23,6 +23,7 @@ from inference.constrained import Constraints
 from inference.engine.loading import context_limit, load_base, weights_of, with_adapter
 from inference.engine.room import tokens_that_fit
 from inference.engine.runner import Runner
+from inference.engine.self_check import check
 from inference.generation import TILE_TOKENS, Canary, Chunk, Model, TokenScore
 from inference.inspection import StoredCheckpoint
 from trainer import profiles
@@ -31,6 +32,7 @@ from trainer import profiles
 _CANARY_TOKENS = 8
 _RIVAL_TOKENS = 4
 _MOST_CANARY_ROW_TOKENS = 512  # of the judge's rows, the shortest first; they too are read before the swap
+_CHECK_TEXT = "The quick brown fox jumps over the lazy dog, 3 times a day; then it sleeps. Why? Nobody knows (or asks)!"
 _CANARY_CHAT = ({"role": "user", "content": "Say hello."},)
 # The judge ran the same weights with other kernels: far above rounding (1e-4 seen), far below what wrong weights give.
 _LOSS_TOLERANCE = 0.05
@@ -99,7 +101,8 @@ class Loader:
             base: the verified base of an adapter; None for full weights, or when `holds` says the base is in memory.
 
         Raises:
-            ModelError: it cannot be built, or its chat template is refused.
+            ModelError: it cannot be built, its chat template is refused, or it computes something else here than by
+            its own forward.
         """
         _require_profile(stored)
         encoder = _encoder(stored.folder)
@@ -115,6 +118,7 @@ class Loader:
         room = tokens_that_fit(network)
         threads = self._threads if weights_of(network) >= _GAINS_FROM_THREADS else 1
         runner = Runner(network, min(limit, _MOST_CONTEXT_TOKENS, room), room, threads)
+        yield from check(network, runner, encoder.encode_text(_CHECK_TEXT))
         constraints = Constraints(encoder, runner.vocabulary)
         return ModelSlot(stored.id, stored, encoder, runner, network, shared, constraints, threads)
 

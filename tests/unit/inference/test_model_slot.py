@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from core.checkpoints import MANIFEST_FILE
 from core.errors import GateFailedError, ModelError
+from inference.engine.attention import attend
 from inference.engine.runner import Runner
 from inference.generation import Canary, Chunk, StepResult
 from inference.inspection import StoredCheckpoint
@@ -175,3 +176,15 @@ def test_a_checkpoint_trained_with_a_profile_that_is_not_known_here_is_refused(s
     manifest = {**stored.manifest, "profile": "emoji_think"}
     with pytest.raises(ModelError, match="profile 'emoji_think', which this server does not know"):
         load(StoredCheckpoint(stored.folder, manifest))
+
+
+def test_a_checkpoint_that_would_be_computed_otherwise_here_is_not_even_loaded(
+    stored: StoredCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def attend_too_sharply(*how: Any) -> torch.Tensor:
+        plan, layer, query, *rest = how
+        return attend(plan, layer, query * 1.05, *rest)
+
+    monkeypatch.setattr("inference.engine.decoder.attend", attend_too_sharply)
+    with pytest.raises(ModelError, match="other logits than its own forward"):
+        load(stored)
