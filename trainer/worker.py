@@ -1,6 +1,6 @@
 """The trainer's loop: orders first, then the active job, else the next one (arrow: queue -> trainer -> checkpoints).
 
-Reads    status/orders.json, queue/{high,normal,low,active}/, config.json before each job
+Reads    status/orders.json, queue/{high,normal,low,active}/, the configuration before each job
 Writes   verdicts in queue/active/, moves to done, failed, held or back; status/training_status.json, metrics.jsonl
 Errors   StorageError and everything unexpected end the process: the newest commit is the truth, a restart goes on
          from it
@@ -225,7 +225,7 @@ class Worker:
             write_first_batch(self._workspace, self.run.encoder, about, *self._training.next_rows())
 
     def _refresh_settings(self) -> None:
-        """Take a valid change of config.json; an invalid one is named and the last good settings stay."""
+        """Take a valid change of the configuration; an invalid one is named and the last good settings stay."""
         try:
             settings = load_settings(self._workspace, self._overrides)
             self.run.adopt(settings)
