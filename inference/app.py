@@ -279,6 +279,19 @@ class Routes:
             leave()
 
 
+def unread(app: Flask, status: int, name: str, message: str, request_id: str | None) -> Response:
+    """The answer to a request that the web server refuses before any route sees it.
+
+    Args:
+        name: of the status, as "Bad Request".
+        request_id: its header, if it could be read.
+    """
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    with app.test_request_context():
+        g.request_id = _request_id(request_id)
+        return app.process_response(error_response(status, message, kind, name.lower().replace(" ", "_")))
+
+
 def _collect(answer: Answer) -> tuple[dict[int, Piece], dict[int, PromptScores]]:
     """Wait for the whole answer."""
     pieces: dict[int, Piece] = {}

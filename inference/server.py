@@ -15,14 +15,22 @@ from types import FrameType
 
 import waitress
 from flask import Flask
+from waitress.channel import HTTPChannel
+from waitress.server import BaseWSGIServer
+from waitress.task import ErrorTask
 
 from core.errors import ConfigError
-from inference.app import MAX_BODY_BYTES
+from inference.app import MAX_BODY_BYTES, unread
 
 logger = logging.getLogger(__name__)
 
 SPARE_THREADS = 8
+MAX_HEADER_BYTES = 64 << 10
 _FLUSH_S = 3.0
+_SIZES = {
+    413: f"a body holds less than {MAX_BODY_BYTES >> 20} MB here",
+    431: f"the headers hold less than {MAX_HEADER_BYTES >> 10} KB here",
+}
 
 
 class Server:
@@ -30,9 +38,11 @@ class Server:
 
     def __init__(self, app: Flask, host: str, port: int, threads: int) -> None:
         """Bind. Raises ConfigError when the address cannot be had."""
+        sockets: dict[int, object] = {}  # a name may stand for several addresses, each with a listener of its own
         try:
             self._waitress = waitress.create_server(
                 app,
+                map=sockets,
                 host=host,
                 port=port,
                 threads=threads,
@@ -40,7 +50,7 @@ class Server:
                 connection_limit=4 * threads + 1000,
                 channel_timeout=120,
                 max_request_body_size=MAX_BODY_BYTES,
-                max_request_header_size=64 << 10,
+                max_request_header_size=MAX_HEADER_BYTES,
                 ident=None,
                 clear_untrusted_proxy_headers=True,
             )
@@ -50,6 +60,9 @@ class Server:
                 where="inference.port",
                 fix="--set inference.port=N, or stop the other program",
             ) from error
+        self._listeners = [each for each in sockets.values() if isinstance(each, BaseWSGIServer)]
+        for listener in self._listeners:
+            listener.channel_class = _channel_of(app)
         self._thread = threading.Thread(target=self._waitress.run, name="http", daemon=True)
 
     def start(self) -> None:
@@ -64,8 +77,29 @@ class Server:
         self._waitress.close()
 
     def _unsent(self) -> bool:
-        channels = list(self._waitress.active_channels.values())
+        channels = [channel for listener in self._listeners for channel in list(listener.active_channels.values())]
         return any(channel.total_outbufs_len or channel.requests for channel in channels)
+
+
+def _channel_of(app: Flask) -> type[HTTPChannel]:
+    """Connections whose requests are answered as the app answers even where waitress refuses to hand them over."""
+
+    class Refusal(ErrorTask):  # type: ignore[misc]  # waitress has no annotations
+        def execute(self) -> None:
+            error = self.request.error
+            told = _SIZES.get(error.code, error.body)
+            answer = unread(app, error.code, error.reason, told, self.request.headers.get("X_REQUEST_ID"))
+            body = answer.get_data()
+            self.status = f"{error.code} {error.reason}"
+            self.response_headers.extend(answer.headers.items())
+            self.set_close_on_finish()
+            self.content_length = len(body)
+            self.write(body)
+
+    class Channel(HTTPChannel):  # type: ignore[misc]  # waitress has no annotations
+        error_task_class = Refusal
+
+    return Channel
 
 
 def _bind_problem(error: OSError, host: str, port: int) -> str:
