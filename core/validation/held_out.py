@@ -3,8 +3,8 @@
 Reads    checkpoints/<run>/incoming/*.jsonl, whose lines open with {"sha256":"<64 hex>"       Writes   nothing
 Units    shares 0..1; hashes are the 32 bytes of `row_sha256`
 
-A row is held out when the seed and its own hash say so, whatever file it comes in: none of a file under 50 rows, at
-most `cap` different ones of a file (the lowest hashes), and always when an earlier file has held it out already.
+A row is held out when an earlier file has held it out already, and else when the seed and its own hash say so, whatever
+file it comes in: none of a file under 50 rows, and only up to `cap` different ones of a file (the lowest hashes).
 """
 
 import hashlib
@@ -74,7 +74,10 @@ class HeldOutDraw:
     def chosen(self) -> dict[bytes, list[int]]:
         """The hashes held out and the rows that have them, once all rows have been offered."""
         drawn = self._rows if self.rows >= MIN_ROWS else {}
-        return drawn | self._known
+        # Known rows count for the cap: a file that is checked again finds its own held out, and draws no others beside.
+        spare = max(0, self._cap - len(self._known))
+        over = {digest for _, digest in heapq.nsmallest(len(self._heap) - spare, self._heap)}
+        return {digest: rows for digest, rows in drawn.items() if digest not in over} | self._known
 
 
 def _digest_at(digests: bytes, index: int) -> bytes:

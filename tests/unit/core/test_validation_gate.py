@@ -4,18 +4,21 @@ import errno
 import json
 import os
 import pickle
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
+from core.checkpoints import Catalogue
 from core.paths import Workspace, builtin_config
 from core.settings import load_settings
 from core.validation import TokenCache, gate
 from core.validation.encoders import EncoderDamagedError, EncoderMissingError, encoder_for
 from core.validation.gate import GateContext, RootDamagedError
 from core.validation.held_out import read_held_out_file
+from daemon_rig import commit
 from gate_kit import Gates, chat, lines
 
 
@@ -159,6 +162,19 @@ def test_a_damaged_tokenizer_makes_files_wait_and_refuses_none(gates: Gates) -> 
     assert list(folder.iterdir()) == [folder / "x.jsonl"]
 
 
+def test_checkpoints_that_cannot_be_read_make_files_wait(gates: Gates) -> None:
+    chain = [commit(gates.workspace, step) for step in (0, 5, 10)]
+    shutil.rmtree(chain[1].folder)
+    Catalogue(gates.workspace, "main").copies.forget(chain[1].id)
+    folder = gates.claim(lines([chat()]))
+    with pytest.raises(
+        EncoderDamagedError, match=f"the checkpoints cannot be read: no way .* to {chain[2].id}"
+    ) as caught:
+        gates.run(folder)
+    assert caught.value.retryable and caught.value.fix
+    assert list(folder.iterdir()) == [folder / "x.jsonl"]
+
+
 @pytest.mark.parametrize("kind", ["specs", "suites/exam"])
 @pytest.mark.parametrize("damage", ["cut", "a folder"])
 def test_a_damaged_spec_or_suite_of_the_root_makes_files_wait_and_names_it(
@@ -249,3 +265,14 @@ def test_a_folder_of_the_root_that_may_not_be_read_is_not_blamed_on_the_file(
     monkeypatch.setattr(gate, "read_held_out", refuse)
     verdict = gate.check_file(path, load_settings(workspace), workspace)
     assert verdict["message"] == f"{workspace.incoming_dir('main')} cannot be read: Permission denied"
+
+
+def test_a_file_that_is_checked_again_holds_out_the_same_rows_and_no_others(tmp_path: Path, tokenizer: Path) -> None:
+    greedy = Gates(tmp_path / "greedy", tokenizer, trainer={"held_out": 0.5, "held_out_cap": 7})
+    folder, first = greedy.drop(lines(chat(i) for i in range(400)))
+    incoming = greedy.workspace.incoming_dir("main")
+    incoming.mkdir(parents=True)
+    kept = (folder / ".held_out.jsonl").rename(incoming / f"{folder.name}.jsonl")
+    again = greedy.run(folder).verdict
+    assert again["rows_held_out"] == first["rows_held_out"] == 7
+    assert read_held_out_file(folder / ".held_out.jsonl") == read_held_out_file(kept)
