@@ -40,7 +40,7 @@ def checkpoints_command(wanted: str | None) -> None:
     found = catalogue.committed() if wanted is None else [catalogue.get(wanted)]
     manifests = [checkpoint.manifest for checkpoint in found]
     marks = _marks(current().workspace())
-    doc = {"checkpoints": manifests, **marks}
+    doc = {"checkpoints": manifests}
     if wanted is None:
         current().show(doc, lambda: _show_checkpoints(manifests, marks))
     else:

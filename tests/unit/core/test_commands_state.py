@@ -53,10 +53,8 @@ def test_status_for_a_person_names_file_step_reason_and_what_is_served(sample: S
 
 
 def test_checkpoints_name_the_one_that_serves_and_those_pinned(sample: SampleRoot, capsys: Capture) -> None:
-    kept, serving = (checkpoint.id for checkpoint in sample.catalogue.committed()[1:])
+    kept = sample.catalogue.committed()[1].id
     (sample.ws.run_dir("main") / "pins.json").write_text(json.dumps({"pinned": [kept]}))
-    doc = ask(capsys, sample, "checkpoints")
-    assert (doc["pinned"], doc["serving"]) == ([kept], [serving])
     ends = [line.split()[-1] for line in read(capsys, sample, "checkpoints").splitlines()]
     assert ends[2:] == ["pinned", "serving"]
     assert read(capsys, sample, "checkpoints", kept).splitlines()[-2].split() == ["kept", "as", "pinned"]
