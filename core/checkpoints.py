@@ -4,11 +4,13 @@ Reads    checkpoints/<run>/checkpoint-<step>/, checkpoints/<run>/manifests/
 Writes   checkpoints/.incomplete/ while a commit is made, then one rename; checkpoints/.undone/ for what is taken back
 Format   MANIFEST.json (manifest.v1), written last; order is the chain of `parent`, never a number or an mtime
 Errors   CheckpointError naming the folder; StorageError when the disk refuses
-Effects  fsyncs every file, folder and parent of a commit; a committed folder is never written into
-Used by  commit, undo_after: trainer; remove: snapshot service; the rest: everybody
+Effects  fsyncs every file, folder and parent of a commit; a committed folder is never written into. Copies of manifest
+         and record are made in manifests/ after the rename that commits: a folder lost later leaves no gap in the chain
+Used by  commit, undo_after, take_back_cut_off, copy_missing: trainer; remove: snapshot service; the rest: everybody
 """
 
 import hashlib
+import logging
 import os
 import re
 import secrets
@@ -28,11 +30,12 @@ from core.atomic import (
     write_json,
 )
 from core.errors import CheckpointError, JsonError, NotFoundError, StorageError
+from core.manifest_chain import TRAINED_ROWS_FILE as TRAINED_ROWS_FILE
+from core.manifest_chain import ManifestCopies, cut_off, in_chain_order, is_manifest
 from core.paths import Workspace
 from core.status import iso_now
 
 MANIFEST_FILE = "MANIFEST.json"
-TRAINED_ROWS_FILE = "trained_rows.npy"
 REPLAYED_EPOCH = 0xFFFF  # marks a row pass of an earlier job mixed into a later one: no pass of its own epochs
 WEIGHTS_SUFFIX = ".safetensors"
 # What travels to the inference server; everything else in a checkpoint is checked only for resume and never sent.
@@ -42,6 +45,7 @@ TRAVELLING = re.compile(
     r"|chat_template\.jinja|vocab\.json|merges\.txt"
 )
 _FOLDER = re.compile(r"checkpoint-(0|[1-9][0-9]*)", re.ASCII)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +122,7 @@ class Catalogue:
         self._workspace = workspace
         self.run = run
         self._folder = workspace.run_dir(run)
+        self.copies = ManifestCopies(workspace.manifests_dir(run), run)
 
     def manifests(self) -> list[dict[str, Any]]:
         """Every manifest of the run in chain order, base first, removed checkpoints included.
@@ -125,15 +130,23 @@ class Catalogue:
         Raises:
             CheckpointError: the chain has a gap or a fork.
         """
-        return self._in_order(self._folders())
+        return self._in_order(self.whole())
 
     def _in_order(self, folders: Iterable[Checkpoint]) -> list[dict[str, Any]]:
-        found = {m["id"]: m for m in self._kept_manifests()} | {c.id: c.manifest for c in folders}
-        return _in_chain_order(list(found.values()), self._folder)
+        return in_chain_order(self._with_copies(folders), self._folder)
+
+    def known(self) -> list[dict[str, Any]]:
+        """Every manifest that there is, in no order, whether they make a chain or not."""
+        return self._with_copies(self.whole())
+
+    def _with_copies(self, folders: Iterable[Checkpoint]) -> list[dict[str, Any]]:
+        """One manifest a step, its folder's where there is one."""
+        found = {m["step"]: m for m in self.copies.manifests()} | {c.step: c.manifest for c in folders}
+        return list(found.values())
 
     def committed(self) -> list[Checkpoint]:
         """The checkpoints whose folders exist, in chain order, base first."""
-        by_id = {checkpoint.id: checkpoint for checkpoint in self._folders()}
+        by_id = {checkpoint.id: checkpoint for checkpoint in self.whole()}
         return [by_id[m["id"]] for m in self._in_order(by_id.values()) if m["id"] in by_id]
 
     def head(self) -> Checkpoint | None:
@@ -152,7 +165,7 @@ class Catalogue:
         Raises:
             NotFoundError: none or several match, or retention has removed the weights of the one that does.
         """
-        committed = {checkpoint.id: checkpoint for checkpoint in self._folders()}
+        committed = {checkpoint.id: checkpoint for checkpoint in self.whole()}
         named = _answering(self._in_order(committed.values()), wanted)
         found = [committed[checkpoint_id] for checkpoint_id in named if checkpoint_id in committed]
         if len(found) == 1:
@@ -173,11 +186,11 @@ class Catalogue:
         )
 
     def trained_rows_file(self, checkpoint_id: str) -> Path:
-        """The record of the rows trained since the parent, in the folder or, after its removal, in manifests/."""
-        for checkpoint in self._folders():
-            if checkpoint.id == checkpoint_id:
-                return checkpoint.folder / TRAINED_ROWS_FILE
-        return self._workspace.manifests_dir(self.run) / f"{checkpoint_id}.npy"
+        """The record of the rows trained since the parent, in the folder or, when it is gone there, in manifests/."""
+        for checkpoint in self.whole():
+            if checkpoint.id == checkpoint_id and (record := checkpoint.folder / TRAINED_ROWS_FILE).is_file():
+                return record
+        return self.copies.record(checkpoint_id)
 
     def verify(self, checkpoint: Checkpoint, *, training: bool) -> list[str]:
         """Re-hash a checkpoint. `training` also checks what only a resume needs. Returns the problems found."""
@@ -189,6 +202,13 @@ class Catalogue:
             problems.append(f"{checkpoint.manifest_file}: the id is not that of its weights")
         return problems
 
+    def damage(self) -> list[str]:
+        """What is called a checkpoint, or the copy of a manifest, and is none; a sentence each."""
+        whole = {checkpoint.folder for checkpoint in self.whole()}
+        named = [p for p in sorted(self._folder.glob("checkpoint-*")) if p.is_dir() and _FOLDER.fullmatch(p.name)]
+        broken = [f"{p}: no {MANIFEST_FILE} of this run and step: no checkpoint" for p in named if p not in whole]
+        return broken + [f"{path}: no copy of a manifest any more" for path in self.copies.damaged()]
+
     def stage(self, step: int) -> Path:
         """Make an empty folder in .incomplete/ to write a commit into. Raises StorageError."""
         folder = self._workspace.incomplete_dir / f"{self.run}-{step}-{secrets.token_hex(3)}"
@@ -198,18 +218,26 @@ class Catalogue:
             raise storage_error(error, folder) from error
         return folder
 
-    def commit(self, staged: Path, fields: Mapping[str, Any]) -> Checkpoint:
-        """Turn a staged folder into a commit: hash, fsync, manifest last, rename, fsync the parents.
+    def commit(self, staged: Path, fields: Mapping[str, Any], *, wanted_id: str | None = None) -> Checkpoint:
+        """Turn a staged folder into a commit: hash, fsync, manifest last, rename, fsync the parents; then the copies.
+
+        The rename commits. The copies come after it: made before, a crash in between would leave those of a commit that
+        never was. A crash in between, or a disk that refuses them, leaves a commit without copies, as roots made before
+        there were any are full of: `copy_missing` makes them at the trainer's next start.
 
         Args:
             fields: `step, parent, base, tokenizer_sha256, chat_template_sha256, profile, config_sha256, versions, jobs,
                 train_loss`; `base` is None for the base itself, whose sum is computed here.
+            wanted_id: the id that it must get, when it stands in for a lost one.
 
         Raises:
+            CheckpointError: it would get another id.
             StorageError: the disk refuses, or the step is already committed; nothing is visible then.
         """
         try:
             manifest = self._manifest(staged, dict(fields))
+            if wanted_id not in (None, manifest["id"]):
+                raise CheckpointError(f"its weights give {manifest['id']}, not {wanted_id}", where=str(staged))
             fsync_tree(staged)
             write_json(staged / MANIFEST_FILE, manifest)
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -218,7 +246,22 @@ class Catalogue:
             rename_durable(staged, target)
         except OSError as error:
             raise storage_error(error, staged) from error
-        return Checkpoint(target, manifest)
+        checkpoint = Checkpoint(target, manifest)
+        self._copy(checkpoint)
+        return checkpoint
+
+    def _copy(self, checkpoint: Checkpoint) -> None:
+        try:
+            self.copies.keep(checkpoint.manifest, checkpoint.folder / TRAINED_ROWS_FILE)
+        except StorageError as error:  # it is committed all the same
+            logger.warning("checkpoint %s has no copy of its manifest: %s", checkpoint.id, error)
+
+    def copy_missing(self) -> None:
+        """Make the copies that a commit has not: made before there were any, or interrupted, or damaged since."""
+        copied = {manifest["id"] for manifest in self.copies.manifests()}
+        for checkpoint in self.whole():
+            if checkpoint.id not in copied:
+                self._copy(checkpoint)
 
     def _manifest(self, staged: Path, fields: dict[str, Any]) -> dict[str, Any]:
         names = [str(p.relative_to(staged)) for p in staged.rglob("*") if p.is_file()]
@@ -256,29 +299,40 @@ class Catalogue:
             self._undo(undone)
         return later
 
+    def cut_off(self) -> list[dict[str, Any]]:
+        """The manifests that no way leads to from the base, newest first: one between was lost, and its copy too."""
+        return cut_off(self.known(), self._folder)
+
+    def take_back_cut_off(self) -> None:
+        """Move what is cut off to checkpoints/.undone/, so that the chain ends before the gap."""
+        for manifest in self.cut_off():
+            self._undo(manifest["id"])
+
     def _undo(self, checkpoint_id: str) -> None:
+        """One commit, whole or only its copies. A folder's copies go first: a crash between leaves it committed."""
         self._workspace.undone_dir.mkdir(parents=True, exist_ok=True)
         mark = f"{self.run}-{checkpoint_id}-{secrets.token_hex(3)}"
-        folders = [c.folder for c in self._folders() if c.id == checkpoint_id]
-        kept = self._workspace.manifests_dir(self.run)
-        records = [p for suffix in (".json", ".npy") if (p := kept / f"{checkpoint_id}{suffix}").exists()]
+        folders = [c.folder for c in self.whole() if c.id == checkpoint_id]
+        if folders:
+            self.copies.forget(checkpoint_id)
         for source in folders:
             rename_durable(source, self._workspace.undone_dir / mark)
-        for source in records:
+        for source in self.copies.files(checkpoint_id):
             rename_durable(source, self._workspace.undone_dir / f"{mark}{source.suffix}")
+
+    def broken(self) -> list[Path]:
+        """What is called checkpoint-* and is none: no manifest of this run and step, or not that of its weights."""
+        whole = {c.folder for c in self.whole() if expected_id(c.manifest) == c.id}
+        return [entry for entry in sorted(self._folder.glob("checkpoint-*")) if entry not in whole]
 
     def set_aside_broken(self) -> list[Path]:
         """Move folders called checkpoint-* that are no checkpoints into .incomplete/. Returns where they stand now."""
-        if not self._folder.is_dir():
-            return []
-        whole = {checkpoint.folder for checkpoint in self._folders()}
         moved = []
-        for entry in sorted(self._folder.glob("checkpoint-*")):
-            if entry not in whole:
-                target = self._workspace.incomplete_dir / f"{self.run}-{entry.name}-{secrets.token_hex(3)}"
-                self._workspace.incomplete_dir.mkdir(parents=True, exist_ok=True)
-                rename_durable(entry, target)
-                moved.append(target)
+        for entry in self.broken():
+            target = self._workspace.incomplete_dir / f"{self.run}-{entry.name}-{secrets.token_hex(3)}"
+            self._workspace.incomplete_dir.mkdir(parents=True, exist_ok=True)
+            rename_durable(entry, target)
+            moved.append(target)
         return moved
 
     def set_aside(self, checkpoint: Checkpoint) -> Path:
@@ -291,24 +345,18 @@ class Catalogue:
     def remove(self, checkpoint: Checkpoint) -> None:
         """Delete a checkpoint's weights, keeping its manifest and its record of trained rows.
 
-        Side effects: both are copied to manifests/ and fsynced before the folder is renamed away and deleted.
+        Side effects: both are in manifests/, fsynced, before the folder is renamed away and deleted.
         """
-        kept = self._workspace.manifests_dir(self.run)
-        kept.mkdir(parents=True, exist_ok=True)
-        record = checkpoint.folder / TRAINED_ROWS_FILE
+        self.copies.keep(checkpoint.manifest, checkpoint.folder / TRAINED_ROWS_FILE)
         try:
-            if record.is_file():
-                shutil.copyfile(record, kept / f"{checkpoint.id}.npy")
-            fsync_tree(kept)
-            write_json(kept / f"{checkpoint.id}.json", checkpoint.manifest)
             trash = self._folder / f".trash-{checkpoint.id}-{secrets.token_hex(3)}"
             rename_durable(checkpoint.folder, trash)
             shutil.rmtree(trash)
         except OSError as error:
             raise storage_error(error, checkpoint.folder) from error
 
-    def _folders(self) -> list[Checkpoint]:
-        """Folders with a readable manifest that says this run and this step."""
+    def whole(self) -> list[Checkpoint]:
+        """Folders with a readable manifest that says this run and this step, in no order."""
         try:
             names = [entry.name for entry in os.scandir(self._folder) if entry.is_dir(follow_symlinks=False)]
         except FileNotFoundError:
@@ -322,12 +370,8 @@ class Catalogue:
             manifest = read_json(folder / MANIFEST_FILE)
         except (JsonError, StorageError):
             return None
-        right = manifest.get("schema") == "manifest.v1" and manifest.get("run") == self.run
-        return Checkpoint(folder, manifest) if right and name == f"checkpoint-{manifest.get('step')}" else None
-
-    def _kept_manifests(self) -> list[dict[str, Any]]:
-        folder = self._workspace.manifests_dir(self.run)
-        return [read_json(path) for path in sorted(folder.glob("*.json"))] if folder.is_dir() else []
+        right = is_manifest(manifest, self.run) and name == f"checkpoint-{manifest['step']}"
+        return Checkpoint(folder, manifest) if right else None
 
 
 def expected_id(manifest: Mapping[str, Any]) -> str:
@@ -350,25 +394,3 @@ def _removed(checkpoint_id: str, kept: list[Checkpoint]) -> NotFoundError:
         f"checkpoint {checkpoint_id} was committed, its weights were removed (checkpoints.keep)",
         fix=f"nearest kept: {nearest.id}; dropforge pin ID keeps one for good",
     )
-
-
-def _in_chain_order(manifests: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    children: dict[str | None, list[dict[str, Any]]] = {}
-    for manifest in manifests:
-        children.setdefault(manifest["parent"], []).append(manifest)
-    ordered: list[dict[str, Any]] = []
-    link: str | None = None
-    while following := children.pop(link, []):
-        if len(following) > 1:
-            ids = ", ".join(sorted(m["id"] for m in following))
-            raise CheckpointError(f"the chain forks after {link}: {ids}", where=str(folder), fix="dropforge rewind ID")
-        ordered.append(following[0])
-        link = following[0]["id"]
-    if children:
-        lost = sorted(m["id"] for group in children.values() for m in group)
-        raise CheckpointError(
-            f"no way from the base to {', '.join(lost)}",
-            where=str(folder),
-            fix="put the missing checkpoint back",
-        )
-    return ordered

@@ -94,6 +94,7 @@ def _runs(workspace: Workspace) -> list[str]:
 def _read_chain(catalogue: Catalogue, wanted: str | None, chain: Chain) -> None:
     """Add one run: hash its checkpoints, read the records of its manifests."""
     try:
+        chain.problems += [] if wanted else catalogue.damage()
         manifests = catalogue.manifests()
         if wanted:
             manifests = catalogue.chain(catalogue.get(wanted).id)

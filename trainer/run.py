@@ -3,13 +3,13 @@ checkpoints).
 
 Reads    checkpoints/<run>/ to resume            Writes   commits through core.checkpoints.Catalogue
 Errors   ConfigError when the settings no longer fit the run; CheckpointError when no whole checkpoint is left
-Effects  a damaged newest checkpoint is set aside, and the jobs that only it covered go back to their lane
+Effects  a damaged newest checkpoint is set aside, and the jobs that only it covered go back to their lane; what an
+         older one lost is trainer.mending's
 """
 
 import importlib.metadata
 import logging
 import shutil
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any  # manifests are JSON documents
 
@@ -18,22 +18,22 @@ import torch
 
 from core.chat_templates import ChatEncoder
 from core.checkpoints import Catalogue, Checkpoint, ends_job
-from core.errors import CheckpointError, ConfigError, StorageError
+from core.errors import CheckpointError, ConfigError, ModelError, StorageError
 from core.memory_estimate import method_for
 from core.paths import Workspace
 from core.settings import Settings
-from trainer import profiles, snapshot
+from trainer import mending, profiles, snapshot
 from trainer.commits import BackgroundCommit
 from trainer.config import dials
 from trainer.config.precision import faster_on_cpu, tell
 from trainer.engine import Engine, random_state
+from trainer.mending import OnLost
 from trainer.models import load
 from trainer.models.lora import ADAPTER_WEIGHTS, add_adapter
 from trainer.models.quantized import four_bits
 from trainer.self_check import refuse_wrong_loss
 from trainer.state import RECORD_DTYPE, JobProgress, Records, TrainState
 
-OnLost = Callable[[set[str]], None]  # told the ids of jobs before their commits are taken back
 logger = logging.getLogger(__name__)
 
 
@@ -69,10 +69,11 @@ class Run:
     # -- opening --------------------------------------------------------------------------------------------------
 
     def _open(self) -> Checkpoint:
-        for folder in self.catalogue.set_aside_broken():
-            lost = snapshot.jobs_recorded(folder)
-            logger.error("no whole checkpoint, set aside: %s; jobs in it: %s", folder, ", ".join(sorted(lost)) or "?")
-            self._on_lost(lost)
+        mending.set_broken_aside(self.catalogue, self._on_lost)
+        if (base_id := mending.lost_base(self.catalogue)) is not None:
+            self._import_base_again(base_id)
+        mending.take_back_cut_off(self.catalogue, self.workspace, self._on_lost)
+        self.catalogue.copy_missing()
         manifests = self.catalogue.manifests()
         if not manifests:
             return self._import_base()
@@ -81,7 +82,18 @@ class Run:
         load.refuse_other_world(head.manifest, self._base())
         return head
 
-    def _import_base(self) -> Checkpoint:
+    def _import_base_again(self, lost_id: str) -> None:
+        logger.error("checkpoint-0 (%s) is gone: the base is imported again", lost_id)
+        try:
+            self._import_base(lost_id)
+        except ModelError as error:
+            raise CheckpointError(
+                f"checkpoint-0 is gone, and model_path does not give its base: {error.message}",
+                where=str(self.workspace.run_dir(self.settings.run)),
+                fix="restore checkpoint-0 from a backup, put the run's base under model_path, or begin another `run`",
+            ) from error
+
+    def _import_base(self, wanted_id: str | None = None) -> Checkpoint:
         base = load.read_base(self.workspace, self.settings)
         wanted = self.settings.locked.base_model
         if wanted is not None and wanted not in (base.name, base.source, self.settings.model_path):
@@ -96,7 +108,7 @@ class Run:
         snapshot.write_resume_files(start, staged)
         name = wanted or base.name
         fields = self._fields(step=0, parent=None, base={"name": name, "sha256": None}, jobs=[], train_loss=None)
-        return self.catalogue.commit(staged, fields | load.fingerprints(staged))
+        return self.catalogue.commit(staged, fields | load.fingerprints(staged), wanted_id=wanted_id)
 
     def _newest_whole(self) -> Checkpoint:
         """The newest checkpoint whose every byte is as its manifest says; newer ones go aside."""
@@ -321,6 +333,7 @@ class Run:
         if head is None:
             raise CheckpointError("no checkpoint is left", where=str(self.workspace.run_dir(self.settings.run)))
         self.head = head
+        self._take_back_after(head.id, self._on_lost)  # what was to be gone back to may have lost its folder meanwhile
         self.state = snapshot.read_state(head)
         self._committed_step = self.state.step
         self._records.clear()

@@ -1,7 +1,7 @@
 """The tokenizer and template of the run, as the gates and the background child use them (arrow: intake).
 
 Reads    checkpoints/<run>/<HEAD>/, else model_path
-Errors   EncoderMissingError, retryable: it is the root that lacks something, and no file is refused for that
+Errors   EncoderMissingError, EncoderDamagedError, retryable: the root lacks something, and no file is refused for that
 """
 
 from functools import lru_cache
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from core.chat_templates import ChatEncoder
 from core.checkpoints import Catalogue
-from core.errors import ModelError, ResourceError
+from core.errors import DropforgeError, ModelError, ResourceError
 from core.paths import Workspace
 from core.settings import Settings
 
@@ -22,7 +22,7 @@ class EncoderMissingError(ResourceError):
 
 
 class EncoderDamagedError(ResourceError):
-    """The run's tokenizer is there and cannot be used."""
+    """The run's tokenizer is there and cannot be used, or the chain of checkpoints does not say which one it is."""
 
     code = 3022
     slug = "tokenizer_damaged"
@@ -33,9 +33,13 @@ def encoder_for(workspace: Workspace, settings: Settings) -> ChatEncoder:
 
     Raises:
         EncoderMissingError: neither has one yet.
-        EncoderDamagedError: it cannot be used.
+        EncoderDamagedError: it cannot be used, or the checkpoints cannot be read.
     """
-    head = Catalogue(workspace, settings.run).head()
+    try:
+        head = Catalogue(workspace, settings.run).head()
+    except DropforgeError as error:
+        message = f"the checkpoints cannot be read: {error.message}"
+        raise EncoderDamagedError(message, where=error.where, fix=error.fix) from error
     base = workspace.resolve(settings.model_path)
     folder = head.folder if head is not None else base
     file = folder / "tokenizer.json"

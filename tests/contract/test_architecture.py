@@ -38,7 +38,7 @@ ADAPTERS = {
 }
 CORE_LEVELS = (
     "errors paths",
-    "atomic logs gpu",
+    "atomic logs gpu manifest_chain",
     "settings hosts lineage control status job_queue checkpoints drop verdicts provenance model_card",
     "services formats chat_templates chatml jinja_sandbox template_text tokenizer_files memory_estimate byte_lengths"
     " pieces",
