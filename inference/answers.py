@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any  # Any: answers are JSON documents
 from inference.generation import TextCodec, TokenScore
 from inference.protocol import GenerationRequest
 from inference.ticket import Piece, PromptScores
+from inference.token_names import Places, TokenNames
 
 if TYPE_CHECKING:
     from inference.answering import Answer
 
 Token = tuple[int, TokenScore | None]
+Run = tuple[Sequence[Token], Places]  # tokens that follow each other, and what tells where they begin
 _written = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _LOWEST_NATS = -9999.0  # what the imitated API reports for an impossible token; JSON has no infinity
 
@@ -29,13 +31,14 @@ class Shape:
         self._asked = asked
         self._answer = answer
         self._codec: TextCodec = answer.slot.encoder
+        self._names: TokenNames = answer.slot.names
         self._head = {
             "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{secrets.token_hex(12)}",
             "created": int(time.time()),
             "model": answer.slot.id,
             "system_fingerprint": answer.slot.id,
         }
-        self._shown = [0] * (asked.n * len(answer.tickets))  # characters of each choice so far, for text_offset
+        self._places = [Places(self._names) for _ in range(asked.n * len(answer.tickets))]  # of each streamed choice
 
     def whole(self, pieces: Mapping[int, Piece], scores: Mapping[int, PromptScores]) -> dict[str, Any]:
         """The document of an answer that is not streamed."""
@@ -48,16 +51,18 @@ class Shape:
             message = {"role": "assistant", "content": piece.text, "refusal": None}
             end = {"logprobs": self._chat_logprobs(piece.tokens), "finish_reason": piece.finish_reason}
             return {"index": piece.choice, "message": message, **end}
-        tokens, text = list(piece.tokens), piece.text
+        runs: list[Run] = []
+        text, begin = piece.text, 0
         if self._asked.echo:
             ticket = self._answer.tickets[piece.choice // self._asked.n]
-            text = self._prompt_text(ticket.prompt) + text
-            known = scores.get(ticket.prompt)
+            prompt, known = self._prompt_text(ticket.prompt), scores.get(ticket.prompt)
             none: Sequence[TokenScore | None] = [None] * len(ticket.prompt_ids)
-            tokens = [*zip(ticket.prompt_ids, none if known is None else known.scores, strict=True), *tokens]
-        if self._asked.max_tokens == 0:
-            tokens = tokens[: len(self._answer.tickets[piece.choice // self._asked.n].prompt_ids)]
-        logprobs = self._text_logprobs(tokens, 0)
+            echoed = zip(ticket.prompt_ids, none if known is None else known.scores, strict=True)
+            runs.append((tuple(echoed), Places(self._names)))
+            text, begin = prompt + text, len(prompt)
+        if self._asked.max_tokens != 0:
+            runs.append((piece.tokens, Places(self._names, begin)))
+        logprobs = self._text_logprobs(runs)
         return {"index": piece.choice, "text": text, "logprobs": logprobs, "finish_reason": piece.finish_reason}
 
     def _prompt_text(self, prompt: int) -> str:
@@ -68,7 +73,9 @@ class Shape:
         """The first chunk of each choice of a streamed chat: the role."""
         delta = {"role": "assistant", "content": "", "refusal": None}
         return (
-            [self._chunk(place, {"delta": delta}, None, None) for place in range(len(self._shown))] if self.chat else []
+            [self._chunk(place, {"delta": delta}, None, None) for place in range(len(self._places))]
+            if self.chat
+            else []
         )
 
     def chunks(self, piece: Piece) -> list[dict[str, Any]]:
@@ -80,8 +87,7 @@ class Shape:
                 logprobs = self._chat_logprobs(piece.tokens)
             else:
                 body = {"text": piece.text}
-                logprobs = self._text_logprobs(piece.tokens, self._shown[piece.choice])
-            self._shown[piece.choice] += len(piece.text)
+                logprobs = self._text_logprobs([(piece.tokens, self._places[piece.choice])])
             made.append(self._chunk(piece.choice, body, logprobs, None))
         if piece.finish_reason is not None:
             end: dict[str, Any] = {"delta": {}} if self.chat else {"text": ""}
@@ -120,33 +126,31 @@ class Shape:
         return {"content": content, "refusal": None}
 
     def _named(self, token: int, nats: float) -> dict[str, Any]:
-        text = token_text(self._codec, token)
-        whole = "\ufffd" not in text
-        return {"token": text, "logprob": _finite(nats), "bytes": list(text.encode()) if whole else None}
-
-    def _text_logprobs(self, tokens: Sequence[Token], offset: int) -> dict[str, Any] | None:
-        if self._asked.logprobs is None:
-            return None
-        texts = [token_text(self._codec, token) for token, _ in tokens]
-        offsets = []
-        for text in texts:
-            offsets.append(offset)
-            offset += len(text)
-        tops = [
-            None if score is None else {token_text(self._codec, i): _finite(nats) for i, nats in score.top}
-            for _, score in tokens
-        ]
         return {
-            "tokens": texts,
-            "token_logprobs": [None if score is None else _finite(score.logprob) for _, score in tokens],
-            "top_logprobs": tops if self._asked.logprobs else None,
-            "text_offset": offsets,
+            "token": self._names.text(token),
+            "logprob": _finite(nats),
+            "bytes": list(self._names.stands_for(token)),
         }
 
+    def _text_logprobs(self, runs: Sequence[Run]) -> dict[str, Any] | None:
+        if self._asked.logprobs is None:
+            return None
+        tokens = [token for run, _ in runs for token in run]
+        return {
+            "tokens": [self._names.name(token) for token, _ in tokens],
+            "token_logprobs": [None if score is None else _finite(score.logprob) for _, score in tokens],
+            "top_logprobs": [self._top(token, score) for token, score in tokens] if self._asked.logprobs else None,
+            "text_offset": [places.next(token) for run, places in runs for token, _ in run],
+        }
 
-def token_text(codec: TextCodec, token: int) -> str:
-    """One token as text, special tokens spelled out; bytes that are no whole character become U+FFFD."""
-    return codec.decode([token], skip_special_tokens=False)
+    def _top(self, token: int, score: TokenScore | None) -> dict[str, float] | None:
+        """The likeliest tokens by name, and always the token itself; of two with one name the likelier."""
+        if score is None:
+            return None
+        top: dict[str, float] = {}
+        for other, nats in (*score.top, (token, score.logprob)):
+            top.setdefault(self._names.name(other), _finite(nats))
+        return top
 
 
 def _finite(nats: float) -> float:
@@ -164,15 +168,14 @@ PING = b": ping\n\n"
 
 def score_document(answer: "Answer", scores: PromptScores, counted: Sequence[bool], messages: bool) -> dict[str, Any]:
     """The document of /v1/score: mean loss over the counted tokens, perplexity, and each token's surprisal."""
-    ids, codec = answer.tickets[0].prompt_ids, answer.slot.encoder
+    ids, names = answer.tickets[0].prompt_ids, answer.slot.names
     used = counted if messages else [True] * len(ids)
     rows = []
     for token, score, counts in zip(ids, scores.scores, used, strict=True):
-        row: dict[str, Any] = {"id": token, "token": token_text(codec, token), "counted": counts and score is not None}
+        row: dict[str, Any] = {"id": token, "token": names.text(token), "counted": counts and score is not None}
         row["surprisal"] = None if score is None else _finite(-score.logprob)
         row["top"] = [
-            {"id": i, "token": token_text(codec, i), "logprob": _finite(nats)}
-            for i, nats in (score.top if score else ())
+            {"id": i, "token": names.text(i), "logprob": _finite(nats)} for i, nats in (score.top if score else ())
         ]
         rows.append(row)
     nats = [float(row["surprisal"]) for row in rows if row["counted"]]

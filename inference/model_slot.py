@@ -26,6 +26,7 @@ from inference.engine.runner import Runner
 from inference.engine.self_check import check
 from inference.generation import TILE_TOKENS, Canary, Chunk, Model, TokenScore
 from inference.inspection import StoredCheckpoint
+from inference.token_names import TokenNames
 from trainer import profiles
 
 # Each of these tokens is one more step in front of the first answer: 16 of each took most of a deployment.
@@ -71,6 +72,10 @@ class ModelSlot:
     uses: int = 0
     last_used_s: float = 0.0
     loaded_at: str = field(default_factory=iso_now)
+    names: TokenNames = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.names = TokenNames(self.encoder)
 
     def trial(self) -> Runner:
         """The same network with contexts of its own: the slot may be answering requests by its id at this moment."""

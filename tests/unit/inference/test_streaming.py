@@ -14,6 +14,7 @@ from inference.app import _stream
 from inference.protocol import GenerationRequest, chat_request
 from inference.sampling import Sampling
 from inference.ticket import Failure, Piece, Ticket
+from inference.token_names import TokenNames
 
 
 class Letters:
@@ -58,7 +59,7 @@ def answer(machine: Machine, table: Table) -> Answer:
     codec: Any = Letters()
     model: Any = SimpleNamespace(max_context_tokens=100, memory_tokens=100)
     ticket = Ticket(model, codec, [104, 105], sampling=Sampling(), max_tokens=5, stream=True)
-    slot: Any = SimpleNamespace(id="7-aaaaaaaaaaaa", encoder=codec)
+    slot: Any = SimpleNamespace(id="7-aaaaaaaaaaaa", encoder=codec, names=TokenNames(codec))
     fakes: Any = (machine, table)
     return Answer(*fakes, slot, [ticket], lambda: machine.gone)
 
