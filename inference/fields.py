@@ -11,26 +11,38 @@ _GENERATE = frozenset({_CHAT, _TEXT})
 _EVERY = frozenset({_CHAT, _TEXT, _SCORE})
 _TOKEN_ID = {"type": "integer", "minimum": 0}
 _TOKEN_IDS = {"type": "array", "items": _TOKEN_ID, "minItems": 1}
+MOST_STOPS, MOST_PROMPTS = 16, 64
+_STOP = {"type": "string", "minLength": 1, "maxLength": 1000}
+_TEXT_GIVEN = {"type": "string", "minLength": 1}
+
+
+def _either(title: str, *shapes: Mapping[str, Any]) -> dict[str, Any]:
+    """One of several shapes; the title is what a caller is told whose value is none of them."""
+    return {"title": title, "anyOf": list(shapes)}
+
+
+def _up_to(most: int, item: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": item, "minItems": 1, "maxItems": most}
+
 
 _MESSAGE = {
     "type": "object",
     "properties": {
         "role": {"enum": ["system", "developer", "user", "assistant"]},
-        "content": {
-            "anyOf": [
-                {"type": "string"},
-                {
-                    "type": "array",
-                    "minItems": 1,
-                    "items": {
-                        "type": "object",
-                        "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-                        "required": ["type", "text"],
-                        "additionalProperties": False,
-                    },
+        "content": _either(
+            'a text, or a list of parts {"type": "text", "text": ...}',
+            {"type": "string"},
+            {
+                "type": "array",
+                "minItems": 1,
+                "items": {
+                    "type": "object",
+                    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+                    "required": ["type", "text"],
+                    "additionalProperties": False,
                 },
-            ]
-        },
+            },
+        ),
         "name": {"type": "null"},
         "refusal": {"type": "null"},
         "tool_calls": {"type": ["array", "null"], "maxItems": 0},
@@ -82,7 +94,7 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "text",
         frozenset({_SCORE}),
-        {"anyOf": [{"type": "string", "minLength": 1}, _TOKEN_IDS]},
+        _either("a text that is not empty, or a list of token ids", _TEXT_GIVEN, _TOKEN_IDS),
         "a text or token ids; every token counts",
     ),
     Field(
@@ -91,14 +103,13 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "prompt",
         frozenset({_TEXT}),
-        {
-            "anyOf": [
-                {"type": "string", "minLength": 1},
-                {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1, "maxItems": 64},
-                _TOKEN_IDS,
-                {"type": "array", "items": _TOKEN_IDS, "minItems": 1, "maxItems": 64},
-            ]
-        },
+        _either(
+            f"a text that is not empty, a list of token ids, or up to {MOST_PROMPTS} of either",
+            _TEXT_GIVEN,
+            _up_to(MOST_PROMPTS, _TEXT_GIVEN),
+            _TOKEN_IDS,
+            _up_to(MOST_PROMPTS, _TOKEN_IDS),
+        ),
         "a text, several, token ids, or several of those",
         True,
     ),
@@ -134,13 +145,12 @@ FIELDS: tuple[Field, ...] = (
     Field(
         "stop",
         _GENERATE,
-        {
-            "anyOf": [
-                {"type": "string", "minLength": 1, "maxLength": 1000},
-                {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 1000}, "maxItems": 16},
-            ]
-        },
-        "up to 16 texts; found across token boundaries, never shown",
+        _either(
+            f"a text of 1 to {_STOP['maxLength']} characters, or a list of at most {MOST_STOPS} such texts",
+            _STOP,
+            {"type": "array", "items": _STOP, "maxItems": MOST_STOPS},
+        ),
+        f"up to {MOST_STOPS} texts; found across token boundaries, never shown",
     ),
     Field("stream", _GENERATE, {"type": "boolean"}, "server-sent events"),
     Field(

@@ -18,7 +18,6 @@ from core.errors import UsageError
 from inference.fields import FIELDS, Field, body_schema
 from inference.sampling import Sampling
 
-MAX_STOP = 16
 MAX_SCHEMA_CHARACTERS = 64_000
 SCHEMA_FIELD = "response_format.json_schema.schema"
 _DEFAULT_COMPLETION_TOKENS = 16  # the API we imitate does the same for /v1/completions
@@ -99,12 +98,23 @@ def check_body(body: object, endpoint: str) -> dict[str, Any]:
         if field is not None and field.neutral_only:
             raise RequestError(f"{name} is not supported here ({field.doc})", param=name, code="unsupported_parameter")
         where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).lstrip(".") or name
-        raise RequestError(f"{where}: {_short(error.message)}", param=where)
+        raise RequestError(f"{where}: {_told(error, endpoint)}", param=where)
     return given
 
 
 def _missing(message: str) -> str:
     return message.split('"')[1] if '"' in message else ""
+
+
+def _told(error: "Any", endpoint: str) -> str:  # of jsonschema_rs
+    """What is wrong with a value; where it may have several shapes, these, since none of their faults says it."""
+    *path, keyword = error.schema_path
+    if keyword != "anyOf":
+        return _short(error.message)
+    part: Any = body_schema(endpoint)
+    for step in path:
+        part = part[step]
+    return f"must be {part['title']}"
 
 
 def _short(message: str) -> str:

@@ -128,7 +128,7 @@ TESTS = {
     "test_api_guard:nothing_outside_the_list_of_page_files_is_read",
     "G6": "test_monitor_browser:nothing_that_came_in_a_file_runs_or_becomes_an_element "
     "test_api_guard:json_never_comes_as_html_whatever_a_file_is_called",
-    "G7": "test_serve_hostile:a_body_over_the_limit_is_413_before_it_is_read "
+    "G7": "test_serve_hostile:what_the_web_server_refuses_by_itself_is_told_in_the_agreed_shape_too "
     "test_serve_hostile:lengths_that_lie_and_packed_bodies_are_4xx_and_the_next_request_is_answered "
     "test_monitor_server:malformed_requests_are_refused_and_never_a_failure",
     "G8": "test_serve_runners:health_answers_beside_streams_and_bad_connections "

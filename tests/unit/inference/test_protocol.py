@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,35 @@ def test_a_bad_field_is_a_400_that_names_it(change: dict[str, object], param: st
         chat_request({**CHAT, **change})
     assert caught.value.http_status == 400
     assert (caught.value.param or "").startswith(param)
+
+
+@pytest.mark.parametrize(
+    ("check", "body", "sentence"),
+    [
+        (
+            chat_request,
+            {"stop": ["secret"] * 17},
+            "stop: must be a text of 1 to 1000 characters, or a list of at most 16 such texts",
+        ),
+        (
+            chat_request,
+            {"messages": [{"role": "user", "content": ["secret"]}]},
+            'messages[0].content: must be a text, or a list of parts {"type": "text", "text": ...}',
+        ),
+        (
+            completion_request,
+            {"prompt": ["secret"] * 65},
+            "prompt: must be a text that is not empty, a list of token ids, or up to 64 of either",
+        ),
+        (score_request, {"text": ["secret"]}, "text: must be a text that is not empty, or a list of token ids"),
+    ],
+)
+def test_a_field_of_several_shapes_is_told_in_one_sentence_which_and_how_many(
+    check: Callable[[object], object], body: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        check({**(CHAT if check is chat_request else {}), **body})
+    assert caught.value.message == sentence
 
 
 @pytest.mark.parametrize("body", [None, [], 3, "x", True])
