@@ -104,6 +104,11 @@ def _read_chain(catalogue: Catalogue, wanted: str | None, chain: Chain) -> None:
     except DropforgeError as error:
         chain.problems.append(str(error))
         return
+    chain.problems += [
+        f"{manifest['id']}: its folder is gone from run {catalogue.run}; retention never takes the base or the newest"
+        for manifest in _ends(manifests)
+        if manifest["id"] not in committed
+    ]
     for manifest in manifests:
         checkpoint = committed.get(manifest["id"])
         found = catalogue.verify(checkpoint, training=True) if checkpoint else []
@@ -114,6 +119,10 @@ def _read_chain(catalogue: Catalogue, wanted: str | None, chain: Chain) -> None:
         for entry in manifest["jobs"]:
             chain.jobs[catalogue.run, entry["job_id"]] = entry
             chain.standing[catalogue.run] = entry["job_id"]
+
+
+def _ends(manifests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return manifests if len(manifests) < 2 else [manifests[0], manifests[-1]]
 
 
 def _add_record(catalogue: Catalogue, manifest: dict[str, Any], chain: Chain) -> None:

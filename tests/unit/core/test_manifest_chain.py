@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from core import manifest_chain
+from core import checkpoints, manifest_chain
 from core.checkpoints import Catalogue, Checkpoint
 from core.errors import CheckpointError, StorageError
 from core.manifest_chain import ManifestCopies
@@ -75,6 +75,18 @@ def test_verify_names_a_folder_without_its_manifest_and_a_damaged_copy(
     assert copy.startswith(f"{_copy(chain[3])}: no copy")
 
 
+def test_verify_names_a_base_or_a_newest_checkpoint_whose_folder_is_gone(
+    workspace: Workspace, chain: list[Checkpoint]
+) -> None:
+    _gone(chain[1])
+    before = verify(workspace, "main")["problems"]
+    _gone(chain[0])
+    _gone(chain[3])
+    [base, newest] = [problem for problem in verify(workspace, "main")["problems"] if problem not in before]
+    assert base.startswith(f"{chain[0].id}: its folder is gone")
+    assert newest.startswith(f"{chain[3].id}: its folder is gone")
+
+
 @pytest.mark.parametrize("bytes_left", [0, 100])
 def test_a_damaged_copy_beside_a_whole_folder_is_left_out_with_a_warning_and_made_anew(
     catalogue: Catalogue, chain: list[Checkpoint], caplog: pytest.LogCaptureFixture, bytes_left: int
@@ -122,6 +134,23 @@ def test_what_is_undone_leaves_no_copy_in_the_run(catalogue: Catalogue, chain: l
     catalogue.undo_after(chain[0].id)
     assert catalogue.manifests() == [chain[0].manifest]
     assert catalogue.copies.manifests() == [chain[0].manifest]
+
+
+def test_an_undo_that_breaks_off_has_taken_back_whole_commits_only(
+    catalogue: Catalogue, chain: list[Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = []
+
+    def once(source: Path, target: Path) -> None:
+        if moved:
+            raise StorageError("No space left on device")
+        moved.append(source.rename(target))
+
+    monkeypatch.setattr(checkpoints, "rename_durable", once)
+    with pytest.raises(StorageError):
+        catalogue.undo_after(chain[0].id)
+    assert catalogue.manifests() == [checkpoint.manifest for checkpoint in chain[:3]]
+    assert catalogue.committed() == chain[:3]
 
 
 def test_a_removal_keeps_a_whole_copy_of_the_record_when_the_folders_own_is_damaged(
