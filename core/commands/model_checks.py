@@ -159,13 +159,13 @@ def precision(workspace: Workspace, settings: Settings) -> Finding:
     wanted = settings.hyperparams.fp_precision
     if wanted != "auto":
         return Finding("precision", PASS, f"products in {wanted}, as set")
-    head = Catalogue(workspace, settings.run).head()
-    if head is None:
-        return Finding("precision", PASS, f"fp32 or bf16, by a probe when run {settings.run!r} begins")
     try:
+        head = Catalogue(workspace, settings.run).head()
+        if head is None:
+            return Finding("precision", PASS, f"fp32 or bf16, by a probe when run {settings.run!r} begins")
         on_cpu = read_json(head.folder / _STATE_FILE).get("auto_precision", "fp32")
     except DropforgeError as error:
-        return Finding("precision", WARN, f"{error.where}: {error.message}", "dropforge verify")
+        return Finding("precision", WARN, f"{error.where}: {error.message}", error.fix or "dropforge verify")
     return Finding("precision", PASS, f"products in {on_cpu} on this CPU, as a probe said when the run began")
 
 

@@ -3,17 +3,20 @@
 import errno
 import json
 import os
+import shutil
 import socket
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
+from core.checkpoints import Catalogue
 from core.cli import main
 from core.commands import doctor, machine_checks, model_checks
 from core.gpu import Gpu, GpuReading
 from core.paths import Workspace
 from core.settings import load_settings
+from daemon_rig import commit
 
 Capture = pytest.CaptureFixture[str]
 
@@ -188,6 +191,15 @@ def test_the_memory_estimate_counts_parameters_and_knows_lora(workspace: Workspa
 def test_doctor_says_which_number_format_the_products_are_in(workspace: Workspace, wanted: str, said: str) -> None:
     settings = load_settings(workspace, [f"hyperparams.fp_precision={wanted}"], env={})
     assert said in model_checks.precision(workspace, settings).message
+
+
+def test_doctor_names_a_gap_in_the_checkpoints_and_goes_on(workspace: Workspace) -> None:
+    chain = [commit(workspace, step) for step in (0, 5, 10)]
+    shutil.rmtree(chain[1].folder)
+    Catalogue(workspace, "main").copies.forget(chain[1].id)
+    finding = model_checks.precision(workspace, load_settings(workspace, env={}))
+    assert (finding.status, chain[2].id in finding.message) == ("WARN", True)
+    assert "put the missing checkpoint back" in finding.fix
 
 
 def test_a_model_folder_that_is_damaged_is_a_failure_that_names_it(workspace: Workspace) -> None:
