@@ -21,11 +21,13 @@ _MAX_RATIO = 200  # text packs about 5:1, rarely 50:1; a bomb 1,000:1
 _FREE_BYTES = 64 << 20  # below this no ratio matters
 _ZEROS = "full of NUL bytes"  # as a copy is that a crash or a full disk cut off
 _ZSTD_WINDOW_BYTES = 128 << 20
+_COPY = "copy the whole file again"
 Unpack = Callable[[Iterable[bytes]], Iterator[bytes]]
 
 _MAGIC = {
     b"\x1f\x8b": "gzip",
     b"\x28\xb5\x2f\xfd": "zstd",
+    **{bytes([low]) + b"\x2a\x4d\x18": "zstd" for low in range(0x50, 0x60)},  # a skippable frame first, as pzstd has
     b"PK\x03\x04": "zip (or an office document)",
     b"PAR1": "Parquet",
     b"ARROW1": "Arrow",
@@ -131,10 +133,15 @@ def _bounded(pieces: Iterator[tuple[int, bytes]]) -> Iterator[bytes]:
     out = 0
     for read, piece in pieces:
         out += len(piece)
-        if out > _FREE_BYTES and out > _MAX_RATIO * read:
-            message = f"unpacked more than {_MAX_RATIO} times its size: an archive bomb?"
-            raise FormatError(RowProblem("too_large", message, fix="drop the file unpacked"))
+        check_ratio(read, out, "drop the file unpacked")
         yield piece
+
+
+def check_ratio(read: int, out: int, fix: str) -> None:
+    """Refuse bytes that swelled out of proportion to the bytes read. Raises FormatError."""
+    if out > _FREE_BYTES and out > _MAX_RATIO * read:
+        message = f"unpacked more than {_MAX_RATIO} times its size: an archive bomb?"
+        raise FormatError(RowProblem("too_large", message, fix=fix))
 
 
 def gunzip(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -150,6 +157,9 @@ def _gunzip(chunks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
             data = chunk
             while data:
                 if machine.eof:
+                    data = data.lstrip(b"\0")  # padding between members and behind the last, as gzip(1) takes it
+                    if not data:
+                        break
                     machine, fresh = zlib.decompressobj(31), True
                 piece = machine.decompress(data, CHUNK_BYTES)
                 fresh = False
@@ -160,7 +170,7 @@ def _gunzip(chunks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
     except zlib.error as error:
         raise FormatError(RowProblem("bad_encoding", f"damaged gzip: {error}", fix="pack it again")) from error
     if not machine.eof and not fresh:
-        raise FormatError(RowProblem("bad_encoding", "the gzip is incomplete: was the transfer cut?"))
+        raise FormatError(RowProblem("bad_encoding", "the gzip is incomplete: was the transfer cut?", fix=_COPY))
 
 
 def unzstd(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -199,4 +209,4 @@ def _unzstd(chunks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
     except zstandard.ZstdError as error:
         raise FormatError(RowProblem("bad_encoding", f"damaged zstd: {error}", fix="pack it again")) from error
     if not machine.eof and not fresh:
-        raise FormatError(RowProblem("bad_encoding", "the zstd file is incomplete: was the transfer cut?"))
+        raise FormatError(RowProblem("bad_encoding", "the zstd file is incomplete: was the transfer cut?", fix=_COPY))

@@ -1,28 +1,40 @@
 """Rows from Parquet, Arrow and Feather (arrow: intake); needs the extra `formats` (pyarrow).
 
 Errors   MissingToolError with the pip line; FormatError for a damaged file; RowProblem for what JSON cannot hold
-Effects  none; record batches of 256 rows, memory bounded by one batch and one row group's pages
+Effects  while pyarrow works, this process may take 128 MiB more, not more; rows come 8 MiB at a time
 """
 
 import importlib
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import repeat
 from pathlib import Path
-from typing import Any  # pyarrow has no types
+from typing import Any, TypeVar  # pyarrow has no types
 
 import orjson
 
 from core.errors import MissingToolError
-from core.formats.bytes_in import file_chunks
+from core.formats.bytes_in import check_ratio, file_chunks
+from core.formats.decoded import pieces
+from core.formats.memory import memory_bound
 from core.formats.records import RecordReader
-from core.formats.rows import FormatError, Notes, RowProblem, Value
+from core.formats.rows import MAX_ROW_BYTES, FormatError, Notes, RowProblem, Value
 from core.formats.strict_json import parse_row
 
+_T = TypeVar("_T")
 _BATCH_ROWS = 256
+_READ_BYTES = 256 << 10  # of a column at a time: a row group may be as large as the file
+_MOST_BYTES = 128 << 20  # that pyarrow may hold: a page, or a record batch packed and unpacked; 300 MB are for all
+_NO_MEMORY = ("bad_alloc", "Failed to launch worker thread")  # what else it says for want of it
 _WORDS = "the file cannot be read as {}: {}"
+_AS_LINES = "write the rows as JSON lines"
+_ROW_TOO_LARGE = RowProblem("too_large", f"a row over {MAX_ROW_BYTES >> 20} MiB", fix="split the row")
 
 
 def _library(name: str) -> Any:  # pyarrow has no types
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # the others take address space by the gigabyte
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -31,56 +43,125 @@ def _library(name: str) -> Any:  # pyarrow has no types
         ) from error
 
 
+class _Swollen(Exception):
+    """pyarrow asked for more memory than it may have."""
+
+
 class ParquetReader(RecordReader):
     """A Parquet file."""
 
     kind = "Parquet"
+    _smaller = "smaller row groups (pyarrow.parquet.write_table(table, NAME, row_group_size=16))"
 
-    def _records(self, notes: Notes) -> Iterator[tuple[int, Value]]:
+    def _records(self, notes: Notes) -> Iterator[tuple[int, Value, int]]:
         for _chunk in file_chunks(self._path, notes):
             pass  # the file's identity; pyarrow reads it in another order
         failure = _library("pyarrow").ArrowException
+        record = unpacked = 0
         try:
-            record = 0
             for batch in self._open():
                 _require_names_once(batch.schema.names)
                 batch.validate(full=True)  # offsets of a damaged file point anywhere
-                for row in batch.to_pylist():
-                    record += 1
-                    yield record, _as_json(row)
+                for piece, size in pieces(batch, MAX_ROW_BYTES):
+                    unpacked += size
+                    check_ratio(self._path.stat().st_size, unpacked, _AS_LINES)
+                    rows = piece.to_pylist() if size <= MAX_ROW_BYTES else [None]
+                    for row in rows:
+                        record += 1
+                        yield record, _as_json(row) if row is not None else _ROW_TOO_LARGE, size // len(rows)
+                batch = piece = rows = None  # what is held while the next is read counts with it
+        except _Swollen as error:
+            raise FormatError(self._swollen(str(error))) from error
         except (failure, OSError, ValueError) as error:
             words = _WORDS.format(self.kind, str(error).splitlines()[0][:200] if str(error) else "damaged")
             raise FormatError(RowProblem("bad_encoding", words, fix="write the file again")) from error
 
+    def _within(self, step: Callable[[], _T]) -> _T:
+        """One call of pyarrow, with no more memory than it may have. Raises _Swollen."""
+        try:
+            with memory_bound(_MOST_BYTES - _library("pyarrow").total_allocated_bytes()):
+                return step()
+        except MemoryError as error:
+            raise _Swollen from error
+        except (_library("pyarrow").ArrowException, OSError) as error:
+            if any(words in str(error) for words in _NO_MEMORY):
+                raise _Swollen from error
+            raise
+
+    def _swollen(self, where: str) -> RowProblem:
+        message = f"{where or 'the description of its columns'} needs more than {_MOST_BYTES >> 20} MiB to be read"
+        return RowProblem("too_large", message, fix=f"write {self._smaller}, or {_AS_LINES[6:]}")
+
     def _open(self) -> Iterator[Any]:  # pyarrow record batches
-        file = _library("pyarrow.parquet").ParquetFile(self._path, memory_map=False, pre_buffer=False)
-        with file:
-            yield from file.iter_batches(batch_size=_BATCH_ROWS)
+        """All record batches. Raises _Swollen, naming the row group."""
+        make = partial(_library("pyarrow.parquet").ParquetFile, self._path, memory_map=False, pre_buffer=False)
+        with self._within(partial(make, buffer_size=_READ_BYTES)) as file:
+            meta = file.metadata
+            declared = sum(_declared_bytes(meta.row_group(number)) for number in range(meta.num_row_groups))
+            check_ratio(self._path.stat().st_size, declared, _AS_LINES)
+            for number in range(meta.num_row_groups):
+                yield from self._row_group(file, number)
+
+    def _row_group(self, file: Any, number: int) -> Iterator[Any]:
+        """Batches of one row group, of fewer rows where rows are large; of one where the footer does not say so."""
+        group = file.metadata.row_group(number)
+        fitting = MAX_ROW_BYTES * group.num_rows // max(group.total_byte_size, 1)
+        given = 0
+        for size in sorted({max(1, min(_BATCH_ROWS, fitting)), 1}, reverse=True):
+            batches = file.iter_batches(batch_size=size, row_groups=[number], use_threads=False)
+            seen = 0
+            try:
+                while (batch := self._within(partial(next, batches, None))) is not None:
+                    seen += batch.num_rows
+                    if seen > given:
+                        given = seen
+                        yield batch
+                return
+            except _Swollen as error:
+                if size == 1:
+                    raise _Swollen(f"row group {number + 1}") from error
 
     def line_bound(self) -> int:
         """Rows are counted in the footer: no pass over the data."""
         try:
-            return int(_library("pyarrow.parquet").read_metadata(self._path).num_rows) + 1
-        except (_library("pyarrow").ArrowException, OSError, ValueError):
+            return int(self._within(partial(_library("pyarrow.parquet").read_metadata, self._path)).num_rows) + 1
+        except (_Swollen, _library("pyarrow").ArrowException, OSError, ValueError):
             return 1  # `batches` says what is wrong
+
+
+def _declared_bytes(group: Any) -> int:  # a row group's part of the footer
+    """Bytes of the pages unpacked; a value that is repeated takes none there, and one at least when read."""
+    columns = [group.column(number) for number in range(group.num_columns)]
+    return sum(max(column.total_uncompressed_size, column.num_values) for column in columns)
 
 
 class ArrowReader(ParquetReader):
     """An Arrow IPC file (Feather is one) or stream."""
 
     kind = "Arrow"
+    _smaller = "smaller record batches (pyarrow.feather.write_feather(table, NAME, chunksize=16))"
 
     def _open(self) -> Iterator[Any]:  # pyarrow record batches
         arrow, ipc = _library("pyarrow"), _library("pyarrow.ipc")
+        alone = ipc.IpcReadOptions(use_threads=False)
         with arrow.OSFile(str(self._path), "rb") as source:
             if self._path.stat().st_size and self._magic() == b"ARROW1":
-                file = ipc.open_file(source)
-                batches = (file.get_batch(index) for index in range(file.num_record_batches))
+                file = self._within(partial(ipc.open_file, source, options=alone))
+                numbers = range(file.num_record_batches)
+                batches: Iterator[Callable[[], Any]] = (partial(file.get_batch, number) for number in numbers)
             else:
-                batches = iter(ipc.open_stream(source))
-            for batch in batches:
+                stream = self._within(partial(ipc.open_stream, source, options=alone))
+                batches = repeat(partial(next, stream, None))
+            for number, read in enumerate(batches, 1):
+                try:
+                    batch = self._within(read)
+                except _Swollen as error:
+                    raise _Swollen(f"record batch {number}") from error
+                if batch is None:
+                    return
                 for start in range(0, batch.num_rows, _BATCH_ROWS):
                     yield batch.slice(start, _BATCH_ROWS)
+                del batch  # before the next is read
 
     def _magic(self) -> bytes:
         with self._path.open("rb") as file:
@@ -125,7 +206,11 @@ def _not_finite(path: str, value: object) -> str | None:
 def footer_stats(path: Path) -> dict[str, object]:
     """Rows, columns and sizes of a Parquet file from its footer alone. Raises FormatError, MissingToolError."""
     try:
-        meta = _library("pyarrow.parquet").read_metadata(path)
+        with memory_bound(_MOST_BYTES):
+            meta = _library("pyarrow.parquet").read_metadata(path)
+    except MemoryError as error:
+        raise FormatError(ParquetReader(path)._swollen("")) from error
     except (_library("pyarrow").ArrowException, OSError, ValueError) as error:
-        raise FormatError(RowProblem("bad_encoding", _WORDS.format("Parquet", error))) from error
+        problem = RowProblem("bad_encoding", _WORDS.format("Parquet", error), fix="write the file again")
+        raise FormatError(problem) from error
     return {"rows": meta.num_rows, "columns": meta.schema.names, "row_groups": meta.num_row_groups}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from core.formats.rows import Batch, Notes, Value
 
-_BATCH_ROWS = 256
+_BATCH_ROWS, _BATCH_BYTES = 256, 4 << 20  # whichever comes first
 
 
 class RecordReader(ABC):
@@ -17,8 +17,8 @@ class RecordReader(ABC):
         self.notes = Notes()
 
     @abstractmethod
-    def _records(self, notes: Notes) -> Iterator[tuple[int, Value]]:
-        """Give (line or record number, value) and fill in the notes."""
+    def _records(self, notes: Notes) -> Iterator[tuple[int, Value, int]]:
+        """Give (line or record number, value, about how many bytes it takes) and fill in the notes."""
 
     def line_bound(self) -> int:
         """Every row takes a byte or more; packed columns may take less, hence the factor."""
@@ -28,17 +28,19 @@ class RecordReader(ABC):
         self.notes = notes = Notes()
         lines: list[int] = []
         values: list[Value] = []
-        for line, value in self._records(notes):
+        held = 0
+        for line, value, size in self._records(notes):
+            held += size
             lines.append(line)
             values.append(value)
             notes.rows += 1
-            if len(lines) >= _BATCH_ROWS:
+            if len(lines) >= _BATCH_ROWS or held >= _BATCH_BYTES:
                 yield Batch(notes.rows - len(lines), lines, values)
-                lines, values = [], []
+                lines, values, held = [], [], 0
         if lines:
             yield Batch(notes.rows - len(lines), lines, values)
 
     def some(self, wanted: Collection[int]) -> Iterator[tuple[int, int, Value]]:
-        for row, (line, value) in enumerate(self._records(Notes())):
+        for row, (line, value, _) in enumerate(self._records(Notes())):
             if row in wanted:
                 yield row, line, value

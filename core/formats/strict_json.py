@@ -39,7 +39,9 @@ def parse_row(raw: bytes) -> dict[str, Any] | RowProblem:
     try:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        return explain(raw) or RowProblem("bad_json", f"not valid JSON: {error.msg}", error.colno)
+        return explain(raw) or RowProblem(
+            "bad_json", f"not valid JSON: {error.msg}", error.pos + 1, fix="write it as JSON has it"
+        )
     if type(value) is not dict:
         return _not_an_object(value)
     return value if _harmless(raw, [value]) else explain(raw) or value
@@ -134,7 +136,8 @@ def explain(raw: bytes) -> RowProblem | None:
     except json.JSONDecodeError as error:
         return _syntax(text, error)
     except (_Refused, RecursionError) as error:
-        return RowProblem("bad_json", str(error), _column_of(text, error))
+        fix = getattr(error, "fix", "flatten the row")
+        return RowProblem("bad_json", str(error), _column_of(text, error), fix=fix)
     if type(value) is not dict:
         return _not_an_object(value)
     return _bad_text(value)
@@ -151,7 +154,7 @@ def is_cut_off(text: str, error: json.JSONDecodeError) -> bool:
 
 
 def _syntax(text: str, error: json.JSONDecodeError) -> RowProblem:
-    message, fix = f"not valid JSON: {plain_words(error)}", None
+    message, fix = f"not valid JSON: {plain_words(error)}", "write the row as JSON, with a program rather than by hand"
     rest = text[error.pos :].lstrip()
     if error.msg == "Extra data" and "\r" in text[len(text[: error.pos].rstrip()) : error.pos]:
         message, fix = CR_ALONE, CR_FIX
@@ -179,27 +182,27 @@ def _column_of(text: str, error: Exception) -> int | None:
     return position + 1 if position >= 0 else None
 
 
-def _refused(message: str, needle: str) -> _Refused:
+def _refused(message: str, needle: str, fix: str) -> _Refused:
     error = _Refused(message)
-    error.needle = needle  # type: ignore[attr-defined]  # carried to _column_of
+    error.needle, error.fix = needle, fix  # type: ignore[attr-defined]  # carried to the problem
     return error
 
 
 def _refuse_constant(name: str) -> object:
-    raise _refused(f"{name} is not JSON", name)
+    raise _refused(f"{name} is not JSON", name, "write null, or leave it out")
 
 
 def _strict_int(digits: str) -> int:
     if len(digits) <= _MAX_INT_DIGITS and _INT_MIN <= int(digits) <= _INT_MAX:
         return int(digits)
-    raise _refused(f"an integer of {len(digits.lstrip('-'))} digits does not fit 64 bits", digits)
+    raise _refused(f"an integer of {len(digits.lstrip('-'))} digits does not fit 64 bits", digits, "write it as text")
 
 
 def _strict_float(digits: str) -> float:
     value = float(digits)
     if math.isfinite(value):
         return value
-    raise _refused(f"{digits[:30]} does not fit a double", digits)
+    raise _refused(f"{digits[:30]} does not fit a double", digits, "write it as text")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -207,7 +210,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(row) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise _refused(f"key {twice!r} stands twice", json.dumps(twice, ensure_ascii=False))
+        raise _refused(f"key {twice!r} stands twice", json.dumps(twice, ensure_ascii=False), "keep one of the two")
     return row
 
 

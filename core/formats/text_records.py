@@ -9,6 +9,7 @@ import codecs
 import csv
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from core.formats.bytes_in import file_chunks
@@ -19,6 +20,8 @@ from core.formats.strict_json import CR_ALONE, CR_FIX, is_cut_off, parse_row, pl
 csv.field_size_limit(MAX_ROW_BYTES)
 _DELIMITERS = ",;\t|"
 _NO_ARRAY = RowProblem("bad_json", "the file is no JSON array", fix="use .jsonl for lines")
+_ODD_ARRAY = "the array is incomplete or has odd text in it"
+_ODD_ARRAY_FIX = "write one array: [, objects with a comma between two of them, ]"
 _TOO_LARGE = RowProblem("too_large", f"a row over {MAX_ROW_BYTES >> 20} MiB", fix="split the row")
 
 
@@ -63,20 +66,21 @@ def text_lines(path: Path, notes: Notes) -> Iterator[str]:
 class JsonArrayReader(RecordReader):
     """One JSON array of objects, element by element."""
 
-    def _records(self, notes: Notes) -> Iterator[tuple[int, Value]]:
-        decoder, buffer, line, opened, more, comma = json.JSONDecoder(), "", 1, False, False, False
+    def _records(self, notes: Notes) -> Iterator[tuple[int, Value, int]]:
+        decoder, buffer, opened, more, comma = json.JSONDecoder(), "", False, False, False
+        line, column = 1, 1  # where the buffer begins
         for piece in self._pieces(notes):
             buffer += piece
             while True:
                 body = buffer.lstrip(" \t\r\n")
-                line += buffer.count("\n", 0, len(buffer) - len(body))
+                line, column = _moved(line, column, buffer[: len(buffer) - len(body)])
                 buffer = body
                 if not opened and buffer:
                     if buffer[0] != "[":
                         raise FormatError(_NO_ARRAY, line)
-                    opened, buffer = True, buffer[1:]
+                    opened, buffer, column = True, buffer[1:], column + 1
                 elif opened and more and buffer[:1] == ",":
-                    more, comma, buffer = False, True, buffer[1:]
+                    more, comma, buffer, column = False, True, buffer[1:], column + 1
                 elif opened and not comma and buffer[:1] == "]" and not buffer[1:].strip():
                     if piece == "":
                         return
@@ -87,13 +91,30 @@ class JsonArrayReader(RecordReader):
                     end = _element_end(decoder, buffer, line, last=piece == "")
                     if end is None:
                         break
-                    yield line, parse_row(buffer[:end].encode("utf-8", "surrogatepass"))
-                    line, buffer, more, comma = line + buffer.count("\n", 0, end), buffer[end:], True, False
-        raise FormatError(RowProblem("bad_json", "the array is incomplete or has odd text in it"), line)
+                    text, buffer = buffer[:end], buffer[end:]
+                    at, value = _placed(parse_row(text.encode("utf-8", "surrogatepass")), text, line, column)
+                    yield at, value, end
+                    line, column = _moved(line, column, text)
+                    more, comma = True, False
+        raise FormatError(RowProblem("bad_json", _ODD_ARRAY, fix=_ODD_ARRAY_FIX), line)
 
     def _pieces(self, notes: Notes) -> Iterator[str]:
         yield from decoded(self._path, notes)
         yield ""  # the end: what is incomplete now stays incomplete
+
+
+def _moved(line: int, column: int, text: str) -> tuple[int, int]:
+    """Where the text ends that begins there."""
+    ends = text.count("\n")
+    return line + ends, len(text) - text.rindex("\n") if ends else column + len(text)
+
+
+def _placed(value: Value, text: str, line: int, column: int) -> tuple[int, Value]:
+    """An element and its line: where it begins, or, with the column, where in it the refused thing stands."""
+    if not isinstance(value, RowProblem) or value.column is None:
+        return line, value
+    at, its_column = _moved(line, column, text[: value.column - 1])
+    return at, replace(value, column=its_column)
 
 
 def _element_end(decoder: json.JSONDecoder, buffer: str, line: int, *, last: bool) -> int | None:
@@ -109,14 +130,15 @@ def _element_end(decoder: json.JSONDecoder, buffer: str, line: int, *, last: boo
             raise FormatError(_odd_element(buffer, error), line + error.lineno - 1) from error
         return None
     except (ValueError, RecursionError) as error:
-        raise FormatError(RowProblem("bad_json", f"an element of the array is not JSON: {error}"), line) from error
+        problem = RowProblem("bad_json", f"an element of the array is not JSON: {error}", fix=_ODD_ARRAY_FIX)
+        raise FormatError(problem, line) from error
     return end if last or end < len(buffer) else None
 
 
 def _odd_element(buffer: str, error: json.JSONDecodeError) -> RowProblem:
     if is_cut_off(buffer, error):
         return RowProblem("bad_json", "the array is incomplete: was the transfer cut?", fix="copy the whole file again")
-    fix = "remove the trailing comma" if buffer[0] == "]" else None
+    fix = "remove the trailing comma" if buffer[0] == "]" else _ODD_ARRAY_FIX
     return RowProblem("bad_json", f"an element of the array is not JSON: {plain_words(error)}", fix=fix)
 
 
@@ -127,7 +149,7 @@ class CsvReader(RecordReader):
         super().__init__(path)
         self._delimiter = delimiter
 
-    def _records(self, notes: Notes) -> Iterator[tuple[int, Value]]:
+    def _records(self, notes: Notes) -> Iterator[tuple[int, Value, int]]:
         rows = csv.reader(text_lines(self._path, notes), delimiter=self._delimiter, strict=True)
         names: list[str] | None = None
         begins = 1
@@ -139,13 +161,9 @@ class CsvReader(RecordReader):
                 elif names is None:
                     names = self._header(fields, line)
                 else:
-                    yield line, self._row(names, fields)
+                    yield line, self._row(names, fields), sum(map(len, fields))
         except csv.Error as error:
-            fix = "put the whole field into quotes, and write each quote inside it twice"
-            problem = RowProblem("bad_json", f"not valid CSV: {error}", fix=fix)
-            if "new-line character" in str(error):  # its words are for whoever opened the file
-                problem = RowProblem("bad_json", CR_ALONE, fix=CR_FIX)
-            raise FormatError(problem, max(rows.line_num, 1)) from error
+            raise FormatError(_odd_csv(str(error)), begins) from error  # the parser stands where it gave up
 
     def _header(self, fields: list[str], line: int) -> list[str]:
         other = next((mark for mark in _DELIMITERS if mark != self._delimiter and mark in fields[0]), None)
@@ -169,10 +187,25 @@ class CsvReader(RecordReader):
         return dict(zip(names, fields, strict=True))
 
 
+def _odd_csv(words: str) -> RowProblem:
+    fix = "put the whole field into quotes, and write each quote inside it twice"
+    if "new-line character" in words:  # its words are for whoever opened the file
+        return RowProblem("bad_json", CR_ALONE, fix=CR_FIX)
+    if "unexpected end" in words:
+        message = "not valid CSV: a quote opens in this row and is never closed"
+        return RowProblem("bad_json", message, fix=f"close it, or {fix}")
+    if "field limit" in words:
+        message = (
+            f"not valid CSV: a field of this row is over {MAX_ROW_BYTES >> 20} MiB; perhaps its quote is not closed"
+        )
+        return RowProblem("bad_json", message, fix=f"split the row, close the quote, or {fix}")
+    return RowProblem("bad_json", f"not valid CSV: {words}", fix=fix)
+
+
 class TextReader(RecordReader):
     """Blocks of text between blank lines."""
 
-    def _records(self, notes: Notes) -> Iterator[tuple[int, Value]]:
+    def _records(self, notes: Notes) -> Iterator[tuple[int, Value, int]]:
         block: list[str] = []
         size = begins = 0
         for number, line in enumerate(text_lines(self._path, notes), 1):
@@ -183,10 +216,10 @@ class TextReader(RecordReader):
                 if size > MAX_ROW_BYTES:
                     raise FormatError(_TOO_LARGE, begins)
             elif block:
-                yield begins, self._block(block)
+                yield begins, self._block(block), size
                 block, size, begins = [], 0, 0
         if block:
-            yield begins, self._block(block)
+            yield begins, self._block(block), size
 
     @staticmethod
     def _block(lines: list[str]) -> Value:
