@@ -71,3 +71,17 @@ class Census:
         """How many rows stand in the file for the second time or more, and of how many."""
         total = len(self._keys)
         return total - len(np.unique(np.frombuffer(self._keys, dtype=np.uint64))) if total else 0, total
+
+    def repeated(self, most: int, left_out: Collection[int]) -> list[int]:
+        """Numbers of the first rows that stand in the file for the second time or more.
+
+        Args:
+            left_out: numbers of the rows of the file that were not taken.
+        """
+        keys = np.frombuffer(self._keys, dtype=np.uint64)
+        again = np.ones(len(keys), dtype=np.bool_)
+        again[np.unique(keys, return_index=True)[1]] = False
+        rows: list[int] = np.flatnonzero(again)[:most].tolist()
+        for number in sorted(left_out):
+            rows = [row + (row >= number) for row in rows]
+        return rows

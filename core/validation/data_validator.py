@@ -62,4 +62,5 @@ class DataValidator:
                 )
                 return Inspection(Path(path), Sidecar(), plan).run()
         except (DropforgeError, OSError) as error:
-            return refused(RowProblem("unreadable", f"the file cannot be read: {error}"))
+            fix = getattr(error, "fix", "") or "check that the file is there and may be read"
+            return refused(RowProblem("unreadable", f"the file cannot be read: {error}", fix=fix))

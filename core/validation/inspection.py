@@ -22,30 +22,29 @@ from core.formats import Batch, FormatError, JsonlReader, RowProblem, RowReader,
 from core.lineage import Sidecar, SidecarError, check_claims
 from core.validation.census import Census
 from core.validation.detection import Detection, must_be_named, named_spec, spec_by_pattern, too_few_fit
-from core.validation.labels import LabelAudit, Started, TokenStats
+from core.validation.labels import LabelAudit, Started, Todo, TokenStats, in_pieces
 from core.validation.layer_one import LayerOne, canonical_rows, identified
 from core.validation.masks import RoleTokens, painted
 from core.validation.plan import Plan, Sinks
 from core.validation.result import MAX_EXAMPLES, MAX_EXPLAINED, Issues, ValidationResult
-from core.validation.rows import TrainingRow, rename_columns, row_chars, shaped
+from core.validation.rows import TrainingRow, rename_columns, shaped
 from core.validation.second_half import SecondHalf, second_half
 from core.validation.specs import DatasetSpec
 
 if TYPE_CHECKING:
     from core.validation.content import ContentChecks
 
-_UNREAD = RowProblem("spec_unknown", "no spec is known")
+_UNREAD = RowProblem("spec_unknown", "no spec is known", fix='name it in the sidecar: {"spec": "..."}')
 _MIN_DUPLICATE_ROWS = 10
-_ENCODED_ROWS, _ENCODED_CHARS = 512, 1 << 20  # at a time
-Todo = tuple[int, int, bytes, TrainingRow]  # row number, line, SHA-256, row
 
 
 class _Stop(Exception):
     """The file is refused as a whole; nothing more can be learnt."""
 
-    def __init__(self, problem: RowProblem, line: int | None = None) -> None:
+    def __init__(self, problem: RowProblem, line: int | None = None, repeats: tuple[int, list[int]] = (1, [])) -> None:
         super().__init__(problem.message)
         self.problem, self.line = problem, line
+        self.count, self.lines = repeats
 
 
 def _content_checks() -> "ContentChecks":
@@ -89,7 +88,8 @@ class Inspection:
         try:
             self._run()
         except _Stop as stop:
-            self.issues.error(stop.problem, stop.line, foremost=stop.problem.code == "spec_unknown")
+            first = stop.problem.code == "spec_unknown"
+            self.issues.error(stop.problem, stop.line, foremost=first, count=stop.count, others=stop.lines)
         except FormatError as error:
             self.sha256 = self.sha256 or sha256_file(self._path)
             self.issues.error(error.problem, error.line)
@@ -160,7 +160,7 @@ class Inspection:
         plan, stated, line = self._plan, self._sidecar.spec, None
         if plan.spec and stated and plan.spec != stated:
             message = f"the sidecar says spec {stated}, asked for {plan.spec}"
-            raise _Stop(RowProblem("sidecar_mismatch", message, None, "$.spec"))
+            raise _Stop(RowProblem("sidecar_mismatch", message, None, "$.spec", "name one of the two"))
         name = plan.spec or stated or spec_by_pattern(self._path.name, plan.spec_by_pattern)
         found: DatasetSpec | RowProblem | None
         if name is not None:
@@ -265,16 +265,20 @@ class Inspection:
         if self._content is None:
             return
         self._duplicates, total = self._census.duplicates()
-        if total >= _MIN_DUPLICATE_ROWS and self._duplicates * 2 > total:
-            message = f"{self._duplicates} of {total} rows stand in the file before"
-            raise _Stop(RowProblem("duplicate_rows", message, fix="keep one of each; epochs repeat rows"))
+        if self.issues.errors or total < _MIN_DUPLICATE_ROWS or self._duplicates * 2 <= total:
+            return
+        rows = self._census.repeated(MAX_EXAMPLES, self._bad)
+        first, *others = [line for _, line, _ in self._reader.some(set(rows))]
+        message = f"{self._duplicates} of {total} rows repeat an earlier row of this file (first: line {first})"
+        problem = RowProblem("duplicate_rows", message, fix="keep one of each; epochs repeat rows")
+        raise _Stop(problem, first, (self._duplicates, others))
 
     def _settle_spec(self) -> None:
         """What the first rows are does not fit enough of all: find out from all of them, then begin again by that."""
         detection = Detection(self._likely_specs(), self._plan.specs, self._sidecar.columns)
         found = detection.run(map(self._renamed, self._reader.batches()), lambda: 0)
         if not isinstance(found, DatasetSpec):
-            raise _Stop(found or RowProblem("spec_unknown", "no spec fits"), detection.line)
+            raise _Stop(found or _UNREAD, detection.line)
         self.issues, self._census, self._bad = Issues(), Census(self._plan), set()
         self._note_misspelt_keys()
         self.spec = found
@@ -287,7 +291,7 @@ class Inspection:
         """Encode the sample, and every row whose size allows it to be over max_length."""
         held = {number: digest for digest, numbers in chosen.items() for number in numbers}
         audit = self._audit
-        for todo in _in_pieces(self._rows_to_audit(held)):
+        for todo in in_pieces(self._rows_to_audit(held)):
             if audit is not None:
                 self._take(todo, audit.start([row for *_, row in todo], None), audit, keep=False)
 
@@ -312,7 +316,7 @@ class Inspection:
         audit = self._audit
         before: list[tuple[list[Todo], Started]] = []
         with ThreadPoolExecutor(1) as pool:
-            for todo in _in_pieces(self._rows_to_train(chosen)):
+            for todo in in_pieces(self._rows_to_train(chosen)):
                 if audit is not None:
                     before.append((todo, audit.start([row for *_, row in todo], pool)))
                     if len(before) > 1:
@@ -384,16 +388,3 @@ class Inspection:
             raise _Stop(RowProblem("too_long", "every row is over hyperparams.max_length", fix="shorten the rows"))
         if not self.issues.errors and (suspicion := self.stats.suspicion()):
             self.issues.warn("mask_suspect", message=suspicion)
-
-
-def _in_pieces(rows: Iterator[Todo]) -> Iterator[list[Todo]]:
-    """Some hundred rows at a time, fewer where they are long: what is encoded at once stands in memory at once."""
-    todo, chars = list[Todo](), 0
-    for each in rows:
-        todo.append(each)
-        chars += row_chars(each[3])
-        if len(todo) >= _ENCODED_ROWS or chars >= _ENCODED_CHARS:
-            yield todo
-            todo, chars = [], 0
-    if todo:
-        yield todo

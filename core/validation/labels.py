@@ -1,7 +1,7 @@
 """How many tokens of each row would be trained: the label audit and the token statistics (arrow: intake, layer 2)."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any  # JSON values
@@ -16,6 +16,8 @@ from core.validation.rows import TrainingRow, row_chars
 
 TOO_LONG_POLICIES = ("reject", "drop", "truncate")
 _SUSPECT_SHARE = 0.01
+_ENCODED_ROWS, _ENCODED_CHARS = 512, 1 << 20  # at a time
+Todo = tuple[int, int, bytes, TrainingRow]  # row number, line, SHA-256, row
 
 
 @dataclass(slots=True)
@@ -142,7 +144,8 @@ class LabelAudit:
             self.stats.truncated_rows += 1
         trained = encoded.mask.tobytes().count(1)  # numpy's own count has a cost for each call
         if not trained:
-            return RowProblem("nothing_to_train", "no token of this row would be trained", None, "$.messages")
+            message, fix = "no token of this row would be trained", "shorten what stands before its first answer"
+            return RowProblem("nothing_to_train", message, None, "$.messages", fix)
         self.stats.add(len(encoded.ids), trained, is_chat="messages" in row)
         return encoded
 
@@ -155,3 +158,16 @@ class LabelAudit:
             None,
             "shorten it, raise hyperparams.max_length, or set validation.too_long to drop or truncate",
         )
+
+
+def in_pieces(rows: Iterator[Todo]) -> Iterator[list[Todo]]:
+    """Some hundred rows at a time, fewer where they are long: what is encoded at once stands in memory at once."""
+    todo, chars = list[Todo](), 0
+    for each in rows:
+        todo.append(each)
+        chars += row_chars(each[3])
+        if len(todo) >= _ENCODED_ROWS or chars >= _ENCODED_CHARS:
+            yield todo
+            todo, chars = [], 0
+    if todo:
+        yield todo

@@ -98,7 +98,8 @@ class LayerOne:
         self.parsed += 1
         if not self.spec.fits(row):
             self.misfits += 1
-            return self.spec.explain(row, self.columns) or RowProblem("spec_mismatch", f"not {self.spec.name}")
+            unexplained = RowProblem("spec_mismatch", f"not {self.spec.name}", fix="write the row as the spec has it")
+            return self.spec.explain(row, self.columns) or unexplained
         return self._content(row)
 
     def _content(self, row: Mapping[str, Any]) -> Checked:

@@ -1,7 +1,7 @@
 """What a gate answers: issues found, and one verdict over all of them (arrow: intake)."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any  # JSON values
 
@@ -54,10 +54,23 @@ class Issues:
         self.errors = 0
         self.messages: list[str] = []
 
-    def error(self, problem: RowProblem, line: int | None = None, *, foremost: bool = False) -> None:
-        """Add one error; a line of None is the whole file, which comes before any line, as a foremost one does."""
+    def error(
+        self,
+        problem: RowProblem,
+        line: int | None = None,
+        *,
+        foremost: bool = False,
+        count: int = 1,
+        others: Sequence[int] = (),
+    ) -> None:
+        """Add one error; a line of None is the whole file, which comes before any line, as a foremost one does.
+
+        Args:
+            count: how many rows it is about.
+            others: lines of more of these rows.
+        """
         self.errors += 1
-        self._count("error", problem.code, line)
+        self._count("error", problem.code, count, [*([] if line is None else [line]), *others])
         if len(self.messages) < MAX_EXPLAINED:
             where = f"line {line}: " if line else ""
             self.messages.append(f"{where}{problem.message}")
@@ -66,16 +79,14 @@ class Issues:
 
     def warn(self, code: str, count: int = 1, lines: list[int] | None = None, message: str | None = None) -> None:
         """Add warnings of one kind; a message where the code alone does not say enough."""
-        kind = self._kinds.setdefault(("warning", code), _Kind())
-        kind.count += count
-        kind.lines += (lines or [])[: MAX_EXAMPLES - len(kind.lines)]
+        kind = self._count("warning", code, count, lines or [])
         kind.message = message or kind.message
 
-    def _count(self, severity: str, code: str, line: int | None) -> None:
+    def _count(self, severity: str, code: str, count: int, lines: Sequence[int]) -> _Kind:
         kind = self._kinds.setdefault((severity, code), _Kind())
-        kind.count += 1
-        if line is not None and len(kind.lines) < MAX_EXAMPLES:
-            kind.lines.append(line)
+        kind.count += count
+        kind.lines += lines[: MAX_EXAMPLES - len(kind.lines)]
+        return kind
 
     def as_list(self) -> list[dict[str, Any]]:
         """The contract's `issues`, errors first; those that need words have a `message` too."""
@@ -100,7 +111,8 @@ class Issues:
             return ValidationResult(True, "ok", accepted, issues=issues, stats=stats)
         line, problem = self.first
         more = f" ({self.errors - 1} more errors)" if self.errors > 1 else ""
-        where = f"line {line}: " if line and not problem.message.startswith("line ") else ""
+        told = problem.message.startswith("line ") or problem.message.endswith(f"line {line})")
+        where = f"line {line}: " if line and not told else ""
         return ValidationResult(
             False,
             problem.code,

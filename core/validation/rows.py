@@ -17,6 +17,8 @@ from core.validation.specs import DatasetSpec
 
 TrainingRow = dict[str, Any]
 USUAL_ORDERS = {(*system, *("user", "assistant") * n) for system in ((), ("system",)) for n in range(1, 9)}
+_ORDER_FIX = "put the turns in order: system first if at all, then user and assistant in turn"
+_LAST_FIX = "end the row with the assistant's answer, or remove the row"
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 
 
@@ -82,12 +84,12 @@ def order_problem(row: TrainingRow, spec: DatasetSpec) -> RowProblem | None:
     for index in range(start, len(messages)):
         role = messages[index]["role"]
         if role != expected:
-            return _turn(spec, index, f"the role is {role!r} where {expected!r} comes", "role")
+            return _turn(spec, index, f"the role is {role!r} where {expected!r} comes", "role", _ORDER_FIX)
         if role == "assistant" and not messages[index]["content"].strip():
-            return _turn(spec, index, "the assistant says nothing", "content")
+            return _turn(spec, index, "the assistant says nothing", "content", "write the answer, or remove the row")
         expected = "assistant" if role == "user" else "user"
     if expected == "assistant" or len(messages) == start:
-        return _turn(spec, len(messages) - 1, "the last turn is not the assistant's", "role")
+        return _turn(spec, len(messages) - 1, "the last turn is not the assistant's", "role", _LAST_FIX)
     return None
 
 
@@ -98,13 +100,13 @@ def _is_plain_chat(messages: Sequence[Mapping[str, str]]) -> bool:
     return not any(m["role"] == "assistant" and (not m["content"] or m["content"].isspace()) for m in messages)
 
 
-def _turn(spec: DatasetSpec, index: int, message: str, part: str) -> RowProblem:
+def _turn(spec: DatasetSpec, index: int, message: str, part: str, fix: str) -> RowProblem:
     field = {
         "chat": f"$.messages[{index}].{part}",
         "sharegpt": f"$.conversations[{index}].{'from' if part == 'role' else 'value'}",
         "alpaca": "$.output",
     }.get(spec.kind, "$.completion")
-    return RowProblem("spec_mismatch", f"not {spec.name}: {message} (turn {index + 1})", None, field)
+    return RowProblem("spec_mismatch", f"not {spec.name}: {message} (turn {index + 1})", None, field, fix)
 
 
 def normal_text(text: str) -> str:

@@ -45,7 +45,8 @@ class SpecValidator:
         except SidecarError as error:
             return refused(RowProblem(error.slug, error.message, None, error.field, error.fix or None))
         except (DropforgeError, OSError, KeyError, TypeError) as error:
-            return refused(RowProblem("unreadable", f"the job cannot be read: {error}"))
+            fix = getattr(error, "fix", "") or "check that the job names a file that is there and may be read"
+            return refused(RowProblem("unreadable", f"the job cannot be read: {error}", fix=fix))
 
 
 def refused(problem: RowProblem) -> ValidationResult:

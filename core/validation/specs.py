@@ -116,17 +116,18 @@ class DatasetSpec:
             fix = f"rename it to {near[0]!r}" if near else f"remove it; known are {', '.join(known)}"
         elif error.validator == "type":
             kind = _JSON_NAMES.get(type(error.instance), "a number")
-            message = f"{name} is {kind}, not {_article(rule)}"
+            message, fix = f"{name} is {kind}, not {_article(rule)}", f"write {_article(rule)} there"
         elif error.validator == "enum":
             message = f"{name} is {_short(error.instance)}, not one of {', '.join(map(str, rule))}"
-            fix = _enum_fix(instance, rule)
+            fix = _enum_fix(instance, rule) or "write one of these"
         elif error.validator == "minItems" and instance:
             message = f"{name} has {len(instance)} of at least {rule} entries"
-            fix = "a chat to train on ends with the assistant's turn: add it" if name == "messages" else None
+            fix = "a chat to train on ends with the assistant's turn: add it" if name == "messages" else "add more"
         elif error.validator in ("minItems", "minLength") or rule == "\\S":
-            message = f"{name} is empty"
+            message, fix = f"{name} is empty", "fill it in, or remove the row"
         else:
             message = f"{name} breaks {error.validator} {_short(rule)}: {_short(error.instance)}"
+            fix = "write it as the spec has it, or remove the row"
         return RowProblem("spec_mismatch", f"not {self.name}: {message}", None, field, fix)
 
 

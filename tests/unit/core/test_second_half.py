@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from core.chat_templates import ChatEncoder
 from core.formats import bytes_in
 from core.lineage import Sidecar
-from core.validation import DATASET_SPECS, inspection, second_half
+from core.validation import DATASET_SPECS, labels, second_half
 from core.validation.contamination import SuiteIndex
 from core.validation.inspection import Inspection
 from core.validation.labels import LabelAudit
@@ -244,7 +244,7 @@ def test_no_more_rows_are_encoded_at_once_than_their_length_allows(
         return start(self, rows, pool)
 
     monkeypatch.setattr(LabelAudit, "start", spy)
-    monkeypatch.setattr(inspection, "_ENCODED_CHARS", 2_000)
+    monkeypatch.setattr(labels, "_ENCODED_CHARS", 2_000)
     inspect(write(tmp_path, GOOD), encoder, 1)
     assert len(at_once) > 2
     assert max(at_once) < 2_200

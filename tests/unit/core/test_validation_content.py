@@ -63,7 +63,17 @@ def test_duplicates_are_counted_and_more_than_half_refuses(tmp_path: Path, token
     _, most = farm.drop(lines(rows[:20] * 3))
     assert (some["state"], warnings(some)["duplicate_rows"]) == ("queued", 10)
     assert (most["state"], most["code"]) == ("rejected", "duplicate_rows")
-    assert "40 of 60" in most["message"]
+    assert most["message"] == "40 of 60 rows repeat an earlier row of this file (first: line 21)"
+    [issue] = [issue for issue in most["issues"] if issue["severity"] == "error"]
+    assert (most["line"], issue["count"], issue["examples"]) == (21, 40, list(range(21, 31)))
+
+
+def test_repeated_rows_are_named_by_line_behind_rows_that_were_set_aside(tmp_path: Path, tokenizer: Path) -> None:
+    rows = [chat(i) for i in range(20)]
+    text = "\n" + lines(rows[:3]) + '{"no": "chat"}\n' + lines(rows[3:]) + "{}\n" + lines(rows * 2)
+    farm = gates(tmp_path, tokenizer, bad_rows="set_aside", bad_rows_limit=0.5)
+    _, verdict = farm.drop(text)
+    assert (verdict["code"], verdict["line"]) == ("duplicate_rows", 24)
 
 
 def test_a_limit_of_the_operator_turns_a_warning_into_a_refusal(tmp_path: Path, tokenizer: Path) -> None:

@@ -38,6 +38,7 @@ def test_a_malformed_file_is_refused_with_its_code_and_line(tmp_path: Path, case
     assert result.code in case.codes, result.message
     assert result.line == case.line, result.message
     assert result.message and "\n" not in result.message and "Traceback" not in result.message
+    assert result.fix
     json.dumps(result.issues)
 
 
@@ -80,5 +81,5 @@ def test_random_damage_never_raises_and_a_refusal_always_names_a_line(tmp_path: 
         result = validator.validate_file(file, "QUICK", "chat_sft_v1")
         accepted += result.ok
         assert result.ok or result.line or result.code in ("empty", "bad_encoding"), (bytes(data), result)
-        assert result.code != "unreadable"
+        assert result.code != "unreadable" and (result.ok or result.fix), result
     assert 0 < accepted < 2_000
