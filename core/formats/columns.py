@@ -139,7 +139,7 @@ class ArrowReader(ParquetReader):
     """An Arrow IPC file (Feather is one) or stream."""
 
     kind = "Arrow"
-    _smaller = "smaller record batches (pyarrow.feather.write_feather(table, NAME, chunksize=16))"
+    _smaller = "smaller record batches (pyarrow.feather.write_feather(table, NAME, chunksize=1000))"
 
     def _open(self) -> Iterator[Any]:  # pyarrow record batches
         arrow, ipc = _library("pyarrow"), _library("pyarrow.ipc")

@@ -116,7 +116,7 @@ def test_a_page_or_batch_that_does_not_fit_is_refused_with_what_to_write(tmp_pat
 
     problem = write(300)["problem"]
     assert problem["words"].endswith(" 1 needs more than 32 MiB to be read")
-    assert "write smaller" in problem["fix"] and "=16)" in problem["fix"]
+    assert "write smaller" in problem["fix"] and "(table, NAME, " in problem["fix"]
     assert write(16)["rows"] == [240_000] * 300
 
 
