@@ -1,7 +1,7 @@
 """Rows from Parquet, Arrow and Feather (arrow: intake); needs the extra `formats` (pyarrow).
 
 Errors   MissingToolError with the pip line; FormatError for a damaged file; RowProblem for what JSON cannot hold
-Effects  while pyarrow works, this process may take 128 MiB more, not more; rows come 8 MiB at a time
+Effects  while pyarrow works, this process may take 128 MiB more, not more; rows come 1 MiB at a time, or one
 """
 
 import importlib
@@ -27,6 +27,7 @@ _T = TypeVar("_T")
 _BATCH_ROWS = 256
 _READ_BYTES = 256 << 10  # of a column at a time: a row group may be as large as the file
 _MOST_BYTES = 128 << 20  # that pyarrow may hold: a page, or a record batch packed and unpacked; 300 MB are for all
+_PIECE_BYTES = 1 << 20  # of rows at a time: as Python values they take several times as much
 _NO_MEMORY = ("bad_alloc", "Failed to launch worker thread")  # what else it says for want of it
 _WORDS = "the file cannot be read as {}: {}"
 _AS_LINES = "write the rows as JSON lines"
@@ -62,7 +63,7 @@ class ParquetReader(RecordReader):
             for batch in self._open():
                 _require_names_once(batch.schema.names)
                 batch.validate(full=True)  # offsets of a damaged file point anywhere
-                for piece, size in pieces(batch, MAX_ROW_BYTES):
+                for piece, size in pieces(batch, _PIECE_BYTES):
                     unpacked += size
                     check_ratio(self._path.stat().st_size, unpacked, _AS_LINES)
                     rows = piece.to_pylist() if size <= MAX_ROW_BYTES else [None]
@@ -105,7 +106,7 @@ class ParquetReader(RecordReader):
     def _row_group(self, file: Any, number: int) -> Iterator[Any]:
         """Batches of one row group, of fewer rows where rows are large; of one where the footer does not say so."""
         group = file.metadata.row_group(number)
-        fitting = MAX_ROW_BYTES * group.num_rows // max(group.total_byte_size, 1)
+        fitting = _PIECE_BYTES * group.num_rows // max(group.total_byte_size, 1)
         given = 0
         for size in sorted({max(1, min(_BATCH_ROWS, fitting)), 1}, reverse=True):
             batches = file.iter_batches(batch_size=size, row_groups=[number], use_threads=False)

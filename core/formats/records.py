@@ -6,7 +6,7 @@ from pathlib import Path
 
 from core.formats.rows import Batch, Notes, Value
 
-_BATCH_ROWS, _BATCH_BYTES = 256, 4 << 20  # whichever comes first
+_BATCH_ROWS, _BATCH_BYTES = 256, 1 << 20  # whichever comes first
 
 
 class RecordReader(ABC):
