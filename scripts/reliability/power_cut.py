@@ -3,12 +3,15 @@
     python -m scripts.reliability.power_cut [--cuts 300] [--files 3]
 
 Needs root. The root lies on a loop-mounted ext4 (noauto_da_alloc, so that the filesystem hides no missing fsync). The
-daemon runs on it; at a random moment the backing image is copied sparsely: what the filesystem has not yet written is
-missing. A copy taken so is what a power cut leaves. In it every acknowledged file (its job stood in a lane or in
-rejected/ before the cut) must be there, whole, with a readable verdict; nothing under a final name may be short.
+daemon runs on it; at a random moment the backing image is copied: what the filesystem has not yet written is missing.
+A copy taken so is what a power cut leaves, if nothing is written into the image meanwhile: a slow copy of a busy disk
+holds blocks of several moments, which no power cut does. So the image lies on a filesystem of its own, frozen while it
+is copied. In the copy every acknowledged file (its job stood in a lane or in rejected/ before the cut) must be there,
+whole, with a readable verdict; nothing under a final name may be short.
 """
 
 import argparse
+import fcntl
 import hashlib
 import json
 import os
@@ -17,6 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +31,7 @@ from core.paths import LANES, Workspace
 from scripts.reliability.intake_farm import REPOSITORY, daemon_argv, fresh, make_root, rows
 
 IMAGE_BYTES = 48 * 1024 * 1024
+_FIFREEZE, _FITHAW = 0xC0045877, 0xC0045878  # linux/fs.h
 
 
 @dataclass
@@ -48,6 +54,43 @@ class Mount:
 
     def unmount(self) -> None:
         subprocess.run(["/bin/umount", "-l", str(self.at)], capture_output=True)
+
+
+class LiveDisk:
+    """A disk that the power is cut of: an ext4 image on a filesystem of its own, which stands still for each copy."""
+
+    def __init__(self, folder: Path, at: Path, size: int = IMAGE_BYTES) -> None:
+        self.at = at
+        self._shelf = Mount(folder / f"{at.name}.shelf", folder / f"{at.name}-shelf", 2 * size + IMAGE_BYTES)
+        self._disk = Mount(self._shelf.at / "disk.img", at, size)
+
+    def make(self) -> None:
+        self._shelf.make()
+        self._disk.make()
+
+    def cut(self, copy: Path) -> None:
+        """Copy what has reached the disk at one moment."""
+        with _frozen(self._shelf.at):
+            _run("cp", "--sparse=always", str(self._disk.image), str(copy))
+
+    def unmount(self) -> None:
+        self._disk.unmount()
+        self._shelf.unmount()
+        self._shelf.image.unlink(missing_ok=True)
+
+
+@contextmanager
+def _frozen(mounted_at: Path) -> Iterator[None]:
+    """Let nothing be written to a filesystem; who writes waits (fsfreeze(8))."""
+    fd = os.open(mounted_at, os.O_RDONLY)
+    try:
+        fcntl.ioctl(fd, _FIFREEZE, 0)
+        try:
+            yield
+        finally:
+            fcntl.ioctl(fd, _FITHAW, 0)
+    finally:
+        os.close(fd)
 
 
 def _run(*argv: str) -> None:
@@ -75,9 +118,21 @@ def _homes(workspace: Workspace) -> list[Path]:
     return folders + [workspace.rejected_dir / name for name in refused]
 
 
-def check(workspace: Workspace, before: dict[str, str], after: dict[str, str]) -> list[str]:
+def claimed(workspace: Workspace) -> dict[str, str]:
+    """What the next start brings home: job id -> sha256 of its data. A rename that was seen may not be on the disk."""
+    found = {}
+    for folder in workspace.claim_dir.iterdir():
+        try:
+            found[folder.name] = hashlib.sha256(data_file_in(folder).read_bytes()).hexdigest()
+        except (OSError, DropforgeError):  # claimed, and its file still in the inbox
+            continue
+    return found
+
+
+def check(workspace: Workspace, before: dict[str, str]) -> list[str]:
     """Compare the world after the cut with what had been acknowledged before it."""
     problems = []
+    after = claimed(workspace) | acknowledged(workspace)
     for job_id, digest in before.items():
         if job_id not in after:
             problems.append(f"{job_id} is missing")
@@ -97,7 +152,7 @@ def check(workspace: Workspace, before: dict[str, str], after: dict[str, str]) -
 def one_run(folder: Path, cuts: int, files: int, seed: int) -> tuple[int, int, list[str]]:
     """One daemon on one image, cut `cuts` times while files keep coming. Returns cuts, acknowledged files, problems."""
     draw = random.Random(seed)  # noqa: S311  # moments to cut at
-    live = Mount(folder / "live.img", folder / "live")
+    live = LiveDisk(folder, folder / "live")
     cut = Mount(folder / "cut.img", folder / "cut")
     live.make()
     problems, acknowledged_files = [], 0
@@ -114,12 +169,12 @@ def one_run(folder: Path, cuts: int, files: int, seed: int) -> tuple[int, int, l
                 aside.rename(path)
             time.sleep(draw.uniform(0.0, 0.4))
             before = acknowledged(workspace)
-            _run("cp", "--sparse=always", str(live.image), str(cut.image))
+            live.cut(cut.image)
             acknowledged_files += len(before)
             cut.mount()
             try:
                 found = Workspace(cut.at / "root")
-                problems += [f"cut {at}: {problem}" for problem in check(found, before, acknowledged(found))]
+                problems += [f"cut {at}: {problem}" for problem in check(found, before)]
             finally:
                 cut.unmount()
             _thin(workspace)

@@ -39,7 +39,7 @@ from core import atomic
 from core.errors import DropforgeError
 from core.job_queue import JobQueue
 from core.paths import Workspace
-from scripts.reliability.power_cut import Mount
+from scripts.reliability.power_cut import LiveDisk, Mount
 from scripts.reliability.training_farm import TrainingFarm
 from scripts.reliability.training_kills import ended, fork_trainer, make_farm, problems_of
 from trainer.__main__ import exit_code_of
@@ -199,7 +199,7 @@ def with_power_cuts(folder: Path, runs: int, reference: TrainingFarm) -> tuple[C
     chance = random.Random(0)  # noqa: S311  # moments to cut at
     problems = []
     for run in range(runs):
-        live = Mount(folder / "live.img", folder / f"live-{run}", DISK_BYTES)
+        live = LiveDisk(folder, folder / f"live-{run}", DISK_BYTES)
         cut = Mount(folder / "cut.img", folder / f"cut-{run}", DISK_BYTES)
         live.make()
         try:
@@ -208,7 +208,7 @@ def with_power_cuts(folder: Path, runs: int, reference: TrainingFarm) -> tuple[C
             pid = fork_trainer(farm)
             time.sleep(chance.uniform(0, CALM_S))
             before = _visible(farm)
-            subprocess.run(["/bin/cp", "--sparse=always", str(live.image), str(cut.image)], check=True)
+            live.cut(cut.image)
             os.kill(pid, signal.SIGKILL)
             ended(pid)
             cut.mount()
