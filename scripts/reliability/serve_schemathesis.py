@@ -26,6 +26,10 @@ CHECKS = (
 )
 CONTEXT_TOKENS = 96
 MOST_RUNS = 20
+# CPython's own fault when two threads parse at once (python/cpython#106905), in what makes requests up: it sends fewer
+# then, and another run makes up for them. Whatever it did send must have passed.
+_GENERATOR_FAILED = "AST constructor recursion depth mismatch"
+_ALL_PASSED = re.compile(r"(\d+) generated, \1 passed")
 _ANSWER = re.compile(r'^dropforge_http_answers_total\{status="(\d+)"\} ([0-9.e+]+)$', re.MULTILINE)
 
 
@@ -57,7 +61,7 @@ def run(folder: Path, requests: int, seed: int, phases: str = "coverage,fuzzing"
             if left <= 0:
                 break
             code, said = fuzz(server, seed + number, max(1, min(300, left // 10)), phases)
-            if code:
+            if code and not (_GENERATOR_FAILED in said and _ALL_PASSED.search(said)):
                 complaints.append(said[-6000:])
         return answers(server) - before, complaints
 
