@@ -110,7 +110,12 @@ def _harmless(text: bytes, values: list[Any]) -> bool:
 
 
 class _Refused(ValueError):
-    """Raised inside the slow parser, with the whole reason."""
+    """Raised inside the slow parser, with the whole reason; `needle` is what to look for to find its column."""
+
+    def __init__(self, message: str, needle: str, fix: str) -> None:
+        super().__init__(message)
+        self.needle = needle
+        self.fix = fix
 
 
 def explain(raw: bytes) -> RowProblem | None:
@@ -182,27 +187,21 @@ def _column_of(text: str, error: Exception) -> int | None:
     return position + 1 if position >= 0 else None
 
 
-def _refused(message: str, needle: str, fix: str) -> _Refused:
-    error = _Refused(message)
-    error.needle, error.fix = needle, fix  # type: ignore[attr-defined]  # carried to the problem
-    return error
-
-
 def _refuse_constant(name: str) -> object:
-    raise _refused(f"{name} is not JSON", name, "write null, or leave it out")
+    raise _Refused(f"{name} is not JSON", name, "write null, or leave it out")
 
 
 def _strict_int(digits: str) -> int:
     if len(digits) <= _MAX_INT_DIGITS and _INT_MIN <= int(digits) <= _INT_MAX:
         return int(digits)
-    raise _refused(f"an integer of {len(digits.lstrip('-'))} digits does not fit 64 bits", digits, "write it as text")
+    raise _Refused(f"an integer of {len(digits.lstrip('-'))} digits does not fit 64 bits", digits, "write it as text")
 
 
 def _strict_float(digits: str) -> float:
     value = float(digits)
     if math.isfinite(value):
         return value
-    raise _refused(f"{digits[:30]} does not fit a double", digits, "write it as text")
+    raise _Refused(f"{digits[:30]} does not fit a double", digits, "write it as text")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -210,7 +209,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(row) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise _refused(f"key {twice!r} stands twice", json.dumps(twice, ensure_ascii=False), "keep one of the two")
+        raise _Refused(f"key {twice!r} stands twice", json.dumps(twice, ensure_ascii=False), "keep one of the two")
     return row
 
 
